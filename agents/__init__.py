@@ -1,0 +1,8 @@
+"""Concrete agents; importing this package registers their names."""
+
+from steca_gym.registry import agents
+
+agents.register("expert", "steca_gym.agents.scripted:ExpertAgent")
+agents.register("random", "steca_gym.agents.scripted:RandomAgent")
+agents.register("replay", "steca_gym.agents.scripted:ReplayAgent")
+agents.register("transformers", "steca_gym.agents.transformers:TransformersAgent")

@@ -1,0 +1,16 @@
+"""Concrete worlds; importing this package registers them with Gymnasium.
+
+``import steca_gym.envs`` or ``gymnasium.make("steca_gym.envs:steca/Household-v0")`` both register.
+"""
+
+import gymnasium
+
+
+def _register(env_id: str, entry_point: str) -> None:
+    # max_episode_steps stays unset: TextEnv counts its own horizon, so that snapshots hold the count.
+    if env_id not in gymnasium.registry:
+        gymnasium.register(env_id, entry_point=f"steca_gym.envs.{entry_point}", order_enforce=False)
+
+
+_register("steca/ALFWorld-v0", "alfworld:make_alfworld")
+_register("steca/Household-v0", "alfworld:make_household")
