@@ -275,7 +275,7 @@ class TextEnv(gymnasium.Env[str, str]):
         )
         return self._advance(None, outcome)
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The last observation, in render mode ``ansi``."""
         return self._last.observation if self.render_mode == "ansi" else None
 
