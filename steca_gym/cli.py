@@ -1,0 +1,296 @@
+"""``steca <command> [group=choice ...] [key=value ...]``: the command line.
+
+Knows commands, exit codes and how a mistyped override is explained. Knows no phase and no environment: a command
+composes the configuration and hands it to ``steca_gym.run``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from steca_gym import __version__, errors
+
+EXIT_CODES: tuple[tuple[type[errors.StecaError], int], ...] = (
+    (errors.ConfigError, 2),
+    (errors.DataError, 3),
+    (errors.ContaminationError, 3),
+    (errors.WorldError, 3),
+    (errors.AgentError, 4),
+    (errors.CheckpointError, 4),
+    (errors.TrainingError, 4),
+    (errors.StorageError, 5),
+)
+
+USAGE = """\
+steca: environments, rollouts and step-level trajectory calibration for LLM agents
+
+  steca demo                                      the main job, small: SFT, RFT and STeCa side by side
+  steca run [-m] env=household method=steca seed=0   a whole run; `steca run --help` lists every group
+  steca compare methods=[sft,rft,steca] seed=0    several methods from one warm-up, and their table
+  steca collect ...                               up to the demonstrations
+  steca train phase=warm_up run=PATH              up to a training phase (warm_up or reinforce)
+  steca calibrate run=PATH                        up to the calibrations
+  steca evaluate run=PATH                         evaluate what a run made
+  steca check-env ID [key=value ...]              the conformance kit on an environment
+  steca fetch NAME                                import a world's data into a compact cache
+  steca --version
+
+Phases are idempotent: a command on a run's folder goes on where the folder stands.
+Exit codes: 0 done, 1 a defect of ours, 2 settings, 3 data or environment, 4 agent or training, 5 storage, 130 interrupted.
+"""
+
+# The phase that each command stops behind.
+_STOPS = {"run": None, "collect": "demonstrations", "calibrate": "calibration", "train": "reinforce", "evaluate": None}
+
+
+def exit_code(error: errors.StecaError) -> int:
+    """The process's exit code for an error."""
+    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code, and prints one line on the error stream for each known error."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except errors.StecaError as error:
+        print(f"steca: {error}", file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        print("steca: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    command, rest = args[0], args[1:]
+    if command == "--version":
+        print(f"steca-gym {__version__}")
+        return 0
+    if command in _STOPS:
+        return _hydra(command, rest)
+    if command in ("demo", "compare"):
+        return _compare(rest, demo=command == "demo")
+    if command == "check-env":
+        return _check_env(rest)
+    if command == "fetch":
+        return _fetch(rest)
+    known = [*_STOPS, "demo", "compare", "check-env", "fetch"]
+    nearest = difflib.get_close_matches(command, known, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise errors.UnknownNameError(f"no command {command!r}; {hint}`steca --help` lists them")
+
+
+# -- run, collect, calibrate, train, evaluate ---------------------------------------------------------------------
+
+
+def _hydra(command: str, args: list[str]) -> int:
+    """Compose with Hydra (sweeps included) and run each job; the worst exit code of a sweep is returned."""
+    import hydra
+    from omegaconf import DictConfig
+
+    args, options = _own_options(command, args)
+    passive = any(a in ("--help", "--hydra-help", "--cfg", "-c", "--info", "--resolve") for a in args)
+    if not passive:
+        explain_overrides(args)
+    codes: list[int] = []
+
+    @hydra.main(version_base="1.3", config_path="pkg://steca_gym.conf", config_name="config")
+    def job(cfg: DictConfig) -> None:
+        from steca_gym.run import Run, execute
+
+        # A failing job of a sweep must not take its siblings along, and Hydra would print a stack for it.
+        try:
+            execute(Run.open(cfg), stop_after=options["stop_after"], evaluate_again=command == "evaluate")
+            codes.append(0)
+        except errors.StecaError as error:
+            print(f"steca: {error}", file=sys.stderr)
+            codes.append(exit_code(error))
+
+    old, sys.argv = sys.argv, ["steca " + command, *args]
+    try:
+        job()
+    finally:
+        sys.argv = old
+    return max(codes, default=0)
+
+
+def _own_options(command: str, args: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take ``run=PATH`` and ``phase=NAME`` out; a run's own overrides go before the new ones."""
+    from steca_gym.run import PHASES, stored_overrides
+
+    stop_after = _STOPS[command]
+    kept: list[str] = []
+    stored: list[str] = []
+    for arg in args:
+        key, _, value = arg.partition("=")
+        if key == "run":
+            folder = Path(value)
+            stored = [*stored_overrides(folder), f"run_dir={json.dumps(str(folder))}"]
+        elif key == "phase" and command == "train":
+            if value not in PHASES:
+                raise errors.UnknownNameError(explain("phase", value, PHASES))
+            stop_after = value
+        else:
+            kept.append(arg)
+    # Overrides of the command line come last and win; a group chosen twice would be refused by Hydra.
+    given = {a.partition("=")[0].lstrip("+~") for a in kept}
+    return [s for s in stored if s.partition("=")[0].lstrip("+~") not in given] + kept, {"stop_after": stop_after}
+
+
+def explain(kind: str, name: str, known: Sequence[str]) -> str:
+    """One line with the nearest known name."""
+    from steca_gym.registry import explain_unknown
+
+    return explain_unknown(kind, name, known)
+
+
+def explain_overrides(args: Sequence[str]) -> None:
+    """Compose once ahead of Hydra, so that a wrong group, choice or key gets one line with the nearest right one.
+
+    Raises UnknownNameError or ConfigError; returns quietly for what composes.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    config_dirs = [b for a, b in itertools.pairwise(args) if a in ("--config-dir", "-cd")]
+    config_dirs += [a.partition("=")[2] for a in args if a.startswith("--config-dir=")]
+    skip = set(config_dirs) | {b for a, b in itertools.pairwise(args) if a == "--config-dir"}
+    texts = [a for a in args if not a.startswith("-") and a not in skip]
+    for folder in config_dirs:
+        if not Path(folder).is_dir():
+            raise errors.ConfigError(f"--config-dir {folder!r} is not a folder; give the folder that holds env/, agent/ ...")
+    try:
+        overrides = OverridesParser.create().parse_overrides(texts)
+    except OverrideParseException as error:
+        raise errors.ConfigError(f"not an override: {error.override!r}; expected group=choice or key=value") from error
+    single: list[str] = []
+    for override, text in zip(overrides, texts, strict=True):
+        choices = _choices(override)
+        key = override.key_or_group
+        if key in _groups(config_dirs):
+            known = _group_choices(key, config_dirs)
+            for choice in choices or [str(override.value())]:
+                if choice not in known and choice not in ("null", "None"):
+                    raise errors.UnknownNameError(explain(key, choice, known))
+        single.append(f"{text.partition('=')[0]}={choices[0]}" if choices else text)
+    GlobalHydra.instance().clear()
+    try:
+        from hydra import compose, initialize_config_module
+
+        search = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).resolve()) for d in config_dirs)}]"]
+        with initialize_config_module("steca_gym.conf", version_base="1.3"):
+            compose("config", overrides=single + (search if config_dirs else []))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise errors.ConfigError(_compose_message(str(error), single, config_dirs)) from error
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _choices(override: Any) -> list[str]:
+    """The values of a sweep over choices (``a,b``); empty for a plain override or another sweep."""
+    if not override.is_sweep_override() or not override.is_choice_sweep():
+        return []
+    return [str(item) for item in override.sweep_string_iterator()]
+
+
+def _conf_roots(config_dirs: Sequence[str]) -> list[Path]:
+    import importlib.resources
+
+    return [Path(str(importlib.resources.files("steca_gym.conf"))), *map(Path, config_dirs)]
+
+
+def _groups(config_dirs: Sequence[str]) -> set[str]:
+    return {d.name for root in _conf_roots(config_dirs) for d in root.iterdir() if d.is_dir() and any(d.glob("*.yaml"))}
+
+
+def _group_choices(group: str, config_dirs: Sequence[str]) -> list[str]:
+    return sorted({f.stem for root in _conf_roots(config_dirs) for f in (root / group).glob("*.yaml")})
+
+
+def _compose_message(message: str, overrides: Sequence[str], config_dirs: Sequence[str]) -> str:
+    """Hydra's reason in one line, with the nearest known key for the override that it is about."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    groups = _groups(config_dirs)
+    chosen = [o for o in overrides if o.partition("=")[0].lstrip("+") in groups]
+    with initialize_config_module("steca_gym.conf", version_base="1.3"):
+        try:
+            known = list(_keys(OmegaConf.to_container(compose("config", overrides=chosen))))
+        except Exception:  # the chosen groups alone do not compose: Hydra's own words must do
+            known = []
+    for override in overrides:
+        key = override.partition("=")[0]
+        if known and not key.startswith(("+", "~", "hydra")) and key not in groups and key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            return f"no setting or group {key!r}; {hint}`steca run --help` lists groups, `--cfg job` every key"
+    return " ".join(message.split())
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+# -- the other commands -------------------------------------------------------------------------------------------
+
+
+def _compare(args: list[str], *, demo: bool) -> int:
+    from steca_gym.compare import compare
+
+    overrides = (["experiment=demo"] if demo else []) + args
+    methods = ["sft", "rft", "steca"]
+    kept: list[str] = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "methods":
+            methods = [m.strip() for m in value.strip("[]").split(",") if m.strip()]
+        else:
+            kept.append(override)
+    for method in methods:
+        explain_overrides([*kept, f"method={method}"])
+    compare(kept, methods)
+    return 0
+
+
+def _check_env(args: list[str]) -> int:
+    if not args:
+        raise errors.ConfigError("steca check-env needs an environment's id, e.g. steca/Household-v0")
+    from steca_gym.testing import main as check
+
+    return check(args[0], args[1:])
+
+
+def _fetch(args: list[str]) -> int:
+    fetchers: dict[str, Callable[[], Callable[[], Path]]] = {"virtualhome": _virtualhome}
+    if len(args) != 1 or args[0] not in fetchers:
+        raise errors.UnknownNameError(explain("world to fetch", args[0] if args else "", list(fetchers)))
+    print(fetchers[args[0]]()())
+    return 0
+
+
+def _virtualhome() -> Callable[[], Path]:
+    import importlib
+
+    fetch: Callable[[], Path] = importlib.import_module("steca_gym.envs.virtualhome").fetch
+    return fetch
+
+
+if __name__ == "__main__":
+    sys.exit(main())

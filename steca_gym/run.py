@@ -1,0 +1,292 @@
+"""A run: its folder, its parts made from the configuration, and its phases, each done once.
+
+Knows where things lie and what was done already. Knows no method: a recipe in ``steca_gym.methods`` says which phases
+follow each other, and ``steca_gym.phases`` what a phase does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steca_gym.agent import Agent, Message, Prompt, Sampling
+from steca_gym.env import TextEnv
+from steca_gym.errors import ConfigError, DataError, StorageError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from rich.console import Console
+
+    from steca_gym.buffer import CalibrationBuffer
+    from steca_gym.collectors import Collector, Ledger
+    from steca_gym.tracking import Tracker
+
+PHASES = ("demonstrations", "warm_up", "calibration", "reinforce", "evaluation")
+
+# What does not change a run's results, and so not its folder either.
+_COSMETIC = ("run_dir", "runs_root", "logger", "launcher", "experiment")
+
+
+class StoppedAfter(Exception):  # noqa: N818 - not an error: the phase that a command asked for is reached
+    """Raised inside a recipe when the last phase that was asked for is done."""
+
+
+def settings_digest(settings: dict[str, Any], *, without: tuple[str, ...] = ()) -> str:
+    """Eight hex digits that are equal for settings with equal results."""
+    kept = {k: v for k, v in settings.items() if k not in _COSMETIC and k not in without}
+    return hashlib.blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def stored_overrides(folder: Path) -> list[str]:
+    """The overrides that a run's folder was made with; raises DataError where there is no run."""
+    try:
+        overrides: list[str] = json.loads((folder / "run.json").read_text())["overrides"]
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise DataError(f"no run in {str(folder)!r} ({error}); give the folder that `steca run` printed") from error
+    return overrides
+
+
+def task_overrides() -> list[str]:
+    """The overrides of the Hydra job under way, without those that only say where the folder is."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return []
+    return [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in ("run_dir", "runs_root")]
+
+
+@dataclass
+class Run:
+    """Everything that the phases of one run share."""
+
+    settings: dict[str, Any]
+    """the composed configuration as plain data"""
+    folder: Path
+    overrides: list[str] = field(default_factory=list)
+    stop_after: str | None = None
+
+    # -- opening --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, cfg: DictConfig, overrides: list[str] | None = None) -> Run:
+        """Make or re-enter the run's folder; raises ConfigError when the folder holds another run."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import MissingMandatoryValue
+
+        try:
+            settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        except MissingMandatoryValue as error:
+            key = getattr(error, "full_key", None) or str(error).split(":")[-1].strip()
+            raise ConfigError(f"setting {key!r} has no value; add {key}=... to the command") from error
+        assert isinstance(settings, dict)
+        plain = {str(k): v for k, v in settings.items()}
+        digest = settings_digest(plain)
+        if plain["run_dir"]:
+            folder = Path(plain["run_dir"])
+        else:
+            world = plain["env"]["id"].split("/")[-1].split("-v")[0].lower()
+            folder = Path(plain["runs_root"]) / f"{world}-{plain['method']['name']}-s{plain['seed']}-{digest}"
+        run = cls(settings=plain, folder=folder, overrides=task_overrides() if overrides is None else overrides)
+        run._claim(digest)
+        return run
+
+    def _claim(self, digest: str) -> None:
+        path = self.folder / "run.json"
+        if path.exists():
+            held = json.loads(path.read_text()).get("digest")
+            if held != digest:
+                raise ConfigError(
+                    f"{str(self.folder)!r} holds a run with other settings (expected digest {digest}, got {held}); "
+                    "choose another run_dir or leave it to be derived"
+                )
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            from steca_gym import __version__
+
+            state = {
+                "version": __version__,
+                "digest": digest,
+                "overrides": self.overrides,
+                "settings": self.settings,
+                "phases": {},
+            }
+            write_atomically(path, json.dumps(state, indent=1))
+        except OSError as error:
+            raise StorageError(f"cannot write the run's folder {str(self.folder)!r}: {error}") from error
+
+    # -- phases ---------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What ``run.json`` holds."""
+        loaded: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+        return loaded
+
+    def done(self, phase: str) -> dict[str, Any] | None:
+        """The record of a finished phase, or None."""
+        record: dict[str, Any] | None = self.state()["phases"].get(phase)
+        return record
+
+    @contextlib.contextmanager
+    def phase(self, name: str, title: str) -> Iterator[dict[str, Any]]:
+        """Do a phase: its costs go to the ledger, and what is put into the yielded record is kept.
+
+        The phase counts as done when the block ends without an exception. Raises StoppedAfter behind the last phase
+        that was asked for.
+        """
+        self.console.print(f"[bold]{title}[/bold]")
+        record: dict[str, Any] = {}
+        start = time.perf_counter()
+        before = self.ledger.as_dict().get(name)
+        with self.ledger.phase(name):
+            yield record
+        record["seconds"] = round(time.perf_counter() - start, 2)
+        record["cost"] = self.ledger.as_dict().get(name, before)
+        state = self.state()
+        state["phases"][name] = record
+        write_atomically(self.folder / "run.json", json.dumps(state, indent=1))
+        metrics = {k: float(v) for k, v in record.items() if isinstance(v, int | float)}
+        self.tracker.log(metrics, phase=name)
+        self.console.print(f"  [dim]{title}: {record['seconds']:.0f} s[/dim]")
+
+    def reached(self, name: str) -> None:
+        """Stop here if this is the last phase that was asked for."""
+        if self.stop_after is not None and name.split(".")[0] == self.stop_after:
+            raise StoppedAfter(name)
+
+    # -- parts ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def console(self) -> Console:
+        """Where progress is shown."""
+        from rich.console import Console
+
+        return Console(stderr=True)
+
+    @cached_property
+    def buffer(self) -> CalibrationBuffer:
+        """The run's durable store."""
+        from steca_gym.buffer import CalibrationBuffer
+
+        return CalibrationBuffer(self.folder / "buffer.sqlite")
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What the run cost so far, in this process."""
+        from steca_gym.collectors import Ledger
+
+        return Ledger()
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """Where metrics go; a failing tracker never stops the run."""
+        from steca_gym.tracking import make_tracker
+
+        return make_tracker(self.settings["logger"], folder=self.folder, settings=self.settings)
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.settings["seed"])
+
+    @cached_property
+    def prompt(self) -> Prompt:
+        """What stands before every episode."""
+        raw = self.settings["env"]["prompt"]
+        examples = tuple(Message(m["role"], m["content"]) for m in raw["examples"])
+        return Prompt(instruction=raw["instruction"], examples=examples)
+
+    def make_env(self, split: str | None = None) -> TextEnv:
+        """Make one environment; unknown ids get Gymnasium's or our nearest name."""
+        return make_env(self.settings["env"], split or self.settings["env"]["train_split"])
+
+    def task_ids(self, split: str, limit: int) -> list[str]:
+        """Tasks of a split in an order drawn with the run's seed, at most ``limit``."""
+        import numpy as np
+
+        env = self.make_env(split)
+        try:
+            ids = list(env.task_ids(split))
+        finally:
+            env.close()
+        if not ids:
+            raise DataError(f"split {split!r} of {self.settings['env']['id']!r} has no tasks; choose another split")
+        order = np.random.default_rng(self.seed).permutation(len(ids))
+        return [ids[i] for i in order[:limit]]
+
+    def sampling(self, temperature: float) -> Sampling:
+        """Sampling settings of the run's agent at a temperature."""
+        return Sampling(temperature=temperature, max_new_tokens=int(self.settings["agent"]["max_new_tokens"]))
+
+    def agent(self, model: Path | None) -> Agent:
+        """The acting agent around a model folder (None for agents without a model)."""
+        from hydra.utils import instantiate
+
+        engine = instantiate(self.settings["agent"]["engine"])
+        made: Agent = engine() if model is None else engine(model)
+        return made
+
+    def collector(self, agent: Agent, *, split: str | None = None, progress: str = "") -> Collector:
+        """A collector over the run's environment."""
+        from steca_gym.collectors import Collector
+
+        factory: Callable[[], TextEnv] = lambda: self.make_env(split)  # noqa: E731
+        return Collector(
+            factory, agent, prompt=self.prompt, ledger=self.ledger, num_envs=int(self.settings["collector"]["num_envs"])
+        )
+
+
+def make_env(settings: dict[str, Any], split: str) -> TextEnv:
+    """Make the TextEnv that an ``env`` group describes; raises ConfigError for what is not one."""
+    import gymnasium
+    from gymnasium.error import Error as GymnasiumError
+
+    try:
+        env = gymnasium.make(settings["id"], split=split, disable_env_checker=True, **settings["kwargs"]).unwrapped
+    except (GymnasiumError, ModuleNotFoundError) as error:
+        raise ConfigError(f"cannot make environment {settings['id']!r}: {error}") from error
+    except TypeError as error:
+        raise ConfigError(f"environment {settings['id']!r} does not take these kwargs: {error}") from error
+    if not isinstance(env, TextEnv):
+        raise ConfigError(
+            f"environment {settings['id']!r} is a {type(env).__name__}, expected a steca_gym TextEnv; "
+            "wrap it with steca_gym.envs.adapters"
+        )
+    return env
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write so that a reader sees the old text or the new one, never a part; raises StorageError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {str(path)!r}: {error}; free space and run the same command again") from error
+
+
+def execute(run: Run, *, stop_after: str | None = None, evaluate_again: bool = False) -> None:
+    """Play the run's recipe up to a phase and print where everything lies."""
+    from steca_gym import phases
+    from steca_gym.registry import methods
+
+    run.stop_after = stop_after
+    recipe = methods.get(run.settings["method"]["name"])
+    try:
+        model = recipe(run)
+        phases.evaluation(run, model, again=evaluate_again)
+    except StoppedAfter:
+        pass
+    finally:
+        run.tracker.finish()
+        run.buffer.close()
+    run.console.print(f"run: {run.folder}")
