@@ -1,0 +1,315 @@
+"""From what callers hand in (texts, embeddings, indices; single or ragged) to numbered steps and a source of costs.
+
+Knows every accepted form and says precisely what is wrong with the others. Knows no warping.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steca_gym.distances._hashing import group_rows, hash_rows
+from steca_gym.distances.costs import FloatArray, checked_norms, cost_table
+from steca_gym.distances.encoders import Encoder, encode_checked, resolve_encoder
+from steca_gym.distances.options import COST_CODES
+from steca_gym.errors import ConfigError, DataError
+from steca_gym.registry import explain_unknown
+
+Ids = NDArray[np.int32]
+Offsets = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """A batch of sequences laid end to end; sequence ``k`` is ``values[offsets[k]:offsets[k + 1]]``."""
+
+    values: Any
+    """texts; or embeddings, shape (n_steps, dim); or integer indices, shape (n_steps,)"""
+    offsets: Any
+    """integers, shape (n_sequences + 1,): from 0 to n_steps, strictly rising (no sequence is empty)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """One side of a problem: numbered steps of all its sequences."""
+
+    ids: Ids
+    offsets: Offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+
+class Costs:
+    """Where local costs come from: a given table, embeddings of the distinct steps, or equality."""
+
+    def __init__(self, kind: str, left: FloatArray | None = None, right: FloatArray | None = None) -> None:
+        self.kind = kind
+        self.left = left
+        self.right = right if right is not None else left
+        self.norms_left: NDArray[np.float64] | None = None
+        self.norms_right: NDArray[np.float64] | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32) if self.left is None else self.left.dtype
+
+    def table(self, rows: Ids | None, columns: Ids | None) -> FloatArray:
+        """Costs between distinct steps; None: all of them."""
+        if self.kind == "exact":
+            assert rows is not None and columns is not None
+            return (rows[:, None] != columns[None, :]).astype(np.float32)
+        assert self.left is not None and self.right is not None
+        if self.kind == "given":
+            return (
+                self.left
+                if rows is None
+                else np.ascontiguousarray(self.left[np.ix_(rows, cast(Ids, columns))])
+            )
+        assert self.norms_left is not None and self.norms_right is not None
+        left, norms_left = self.left, self.norms_left
+        right, norms_right = self.right, self.norms_right
+        if rows is not None:
+            left, norms_left = left[rows], norms_left[rows]
+        if columns is not None:
+            right, norms_right = right[columns], norms_right[columns]
+        return cost_table(left, right, norms_left, norms_right, self.kind == "cosine")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Both sides, and the costs between their steps."""
+
+    a: Steps
+    b: Steps
+    costs: Costs
+
+
+def _is_texts(values: Any) -> bool:
+    return isinstance(values, Sequence) and len(values) > 0 and isinstance(values[0], str)
+
+
+def _flatten(batch: Any, what: str) -> tuple[Any, Offsets, str]:
+    """A batch as (values end to end, offsets, kind: "texts", "vectors" or "ids")."""
+    if isinstance(batch, Ragged):
+        values, offsets = batch.values, _checked_offsets(batch.offsets, len(batch.values), what)
+        if _is_texts(values):
+            return values, offsets, "texts"
+        array = _checked_array(values, what)
+        return array, offsets, "vectors" if array.ndim == 2 else "ids"
+    if isinstance(batch, str) or not hasattr(batch, "__len__"):
+        raise DataError(f"{what} must be a batch of sequences or a Ragged, got {type(batch).__name__}")
+    if len(batch) == 0:
+        return [], np.zeros(1, np.int64), "none"
+    offsets = np.zeros(len(batch) + 1, np.int64)
+    first = batch[0]
+    if isinstance(first, str):
+        raise DataError(f"{what}[0] is a text, expected a sequence of them; for one pair call dndtw(a, b)")
+    for k, sequence in enumerate(batch):
+        if len(sequence) == 0:
+            raise DataError(f"{what}[{k}] is empty, expected at least one step; drop it before measuring")
+        offsets[k + 1] = len(sequence)
+    np.cumsum(offsets, out=offsets)
+    if _is_texts(first):
+        return list(itertools.chain.from_iterable(batch)), offsets, "texts"
+    arrays = [_checked_array(sequence, f"{what}[{k}]") for k, sequence in enumerate(batch)]
+    for k, array in enumerate(arrays):
+        if array.shape[1:] != arrays[0].shape[1:]:
+            raise DataError(
+                f"{what}[{k}] has shape {array.shape} and {what}[0] {arrays[0].shape}; all steps need the same dim"
+            )
+    flat = np.concatenate(arrays)
+    return flat, offsets, "vectors" if flat.ndim == 2 else "ids"
+
+
+def _checked_offsets(offsets: Any, num_steps: int, what: str) -> Offsets:
+    array = np.asarray(offsets)
+    if array.ndim != 1 or array.size < 1 or not np.issubdtype(array.dtype, np.integer):
+        raise DataError(
+            f"{what}.offsets must be integers of shape (n_sequences + 1,), got {array.dtype} {array.shape}"
+        )
+    if array[0] != 0 or array[-1] != num_steps:
+        raise DataError(
+            f"{what}.offsets must run from 0 to {num_steps} (steps), got {array[0]} to {array[-1]}"
+        )
+    steps = np.diff(array)
+    if steps.size and steps.min() < 1:
+        k = int(np.flatnonzero(steps < 1)[0])
+        raise DataError(f"{what}.offsets must rise, but sequence {k} spans {array[k]} to {array[k + 1]}")
+    return array.astype(np.int64)
+
+
+def _checked_array(values: Any, what: str) -> NDArray[Any]:
+    """Embeddings (float32 or float64, C order) or indices (int64); refuses anything else."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"{what} is neither texts nor an array: {error}") from error
+    if array.ndim == 2 and array.shape[1] > 0 and np.issubdtype(array.dtype, np.number):
+        dtype = np.float64 if array.dtype == np.float64 else np.float32
+        return np.ascontiguousarray(array, dtype=dtype)
+    if array.ndim == 1 and np.issubdtype(array.dtype, np.integer):
+        return array.astype(np.int64)
+    raise DataError(
+        f"{what} must be texts, embeddings of shape (n_steps, dim) or integer indices of shape (n_steps,), "
+        f"got {array.dtype} of shape {array.shape}"
+    )
+
+
+def _number_rows(rows: FloatArray) -> tuple[Ids, NDArray[np.int64]]:
+    """Number equal rows alike: (number of each row, first row of each number)."""
+    size = rows.shape[1] * rows.itemsize
+    words = rows.view(np.uint64) if size % 8 == 0 else rows.view(np.uint32).astype(np.uint64)
+    n = len(rows)
+    digests = np.empty(n, np.uint64)
+    hash_rows(words, digests)
+    slots = np.full(1 << max(4, (2 * n).bit_length()), -1, np.int32)
+    ids = np.empty(n, np.int32)
+    firsts = np.empty(n, np.int64)
+    count = group_rows(words, digests, slots, ids, firsts)
+    return ids, firsts[:count]
+
+
+def _number_texts(texts: Sequence[str]) -> tuple[Ids, list[str]]:
+    table: dict[str, int] = {}
+    ids = np.fromiter((table.setdefault(text, len(table)) for text in texts), np.int32, len(texts))
+    return ids, list(table)
+
+
+def _checked_ids(ids: NDArray[np.int64], offsets: Offsets, size: int, what: str) -> Ids:
+    if ids.size and not (ids.min() >= 0 and ids.max() < size):
+        flat = int(np.flatnonzero((ids < 0) | (ids >= size))[0])
+        raise DataError(f"{_locate(flat, offsets, what)} is index {ids[flat]}, expected 0 to {size - 1}")
+    return ids.astype(np.int32)
+
+
+def _locate(flat: int, offsets: Offsets, what: str) -> str:
+    """The words for a step of a batch; ``offsets`` of a single sequence give ``a[step]``."""
+    k = int(np.searchsorted(offsets, flat, side="right")) - 1
+    step = flat - int(offsets[k])
+    return f"{what}[{step}]" if what.islower() else f"{what}[{k}][{step}]"
+
+
+def checked_table(cost: Any) -> FloatArray:
+    """A given cost table: 2-D, finite, not negative."""
+    array = np.asarray(cost)
+    if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.number):
+        raise DataError(
+            f"a given cost must be a matrix with at least one cell, got {array.dtype} {array.shape}"
+        )
+    table = np.ascontiguousarray(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
+    # NaN fails the first comparison and infinity the second; one pass each, no temporary but the minimum.
+    if not (table.min() >= 0 and table.max() < np.inf):
+        bad = np.argwhere(~((table >= 0) & (table < np.inf)))[0]
+        raise DataError(f"costs must be finite and >= 0, got {table[tuple(bad)]} at [{bad[0]}, {bad[1]}]")
+    return table
+
+
+def prepare(
+    batch_a: Any,
+    batch_b: Any,
+    *,
+    cost: Any,
+    encoder: Encoder | str | None,
+    vectors: Any,
+    names: tuple[str, str] = ("A", "B"),
+) -> Problem:
+    """Number the steps of both batches and find their costs. ``batch_b`` may be ``batch_a`` itself.
+
+    ``names``: what the sides are called in messages; lower case for single sequences.
+    """
+    flat_a, off_a, kind_a = _flatten(batch_a, names[0])
+    flat_b, off_b, kind_b = (flat_a, off_a, kind_a) if batch_b is batch_a else _flatten(batch_b, names[1])
+    kind = kind_a if kind_b == "none" else kind_b
+    if kind_a != kind and kind_a != "none":
+        raise DataError(f"{names[0]} holds {kind_a} and {names[1]} holds {kind_b}; both must hold the same")
+    if not isinstance(cost, str):
+        if kind not in ("ids", "none"):
+            raise DataError(f"a given cost table is read by integer indices, but {names[0]} holds {kind}")
+        return _given(flat_a, off_a, flat_b, off_b, checked_table(cost), names)
+    if cost not in COST_CODES:
+        raise ConfigError(explain_unknown("cost", cost, COST_CODES))
+    if kind == "none":
+        empty = Steps(np.zeros(0, np.int32), np.zeros(1, np.int64))
+        return Problem(empty, empty, Costs("exact"))
+    if kind != "texts" and encoder is not None:
+        raise ConfigError(f"an encoder reads texts, but {names[0]} holds {kind}; drop encoder= or pass texts")
+    if kind != "ids" and vectors is not None:
+        raise ConfigError(f"vectors= are read by integer indices, but {names[0]} holds {kind}; drop vectors=")
+    if kind == "ids":
+        return _indexed(flat_a, off_a, flat_b, off_b, cost, vectors, names)
+    same = flat_b is flat_a
+    if kind == "texts":
+        ids, texts = _number_texts(flat_a if same else [*flat_a, *flat_b])
+        if cost == "exact":
+            costs = Costs("exact")
+        else:
+            rows = np.ascontiguousarray(encode_checked(resolve_encoder(encoder), texts))
+            costs = Costs(cost, rows)
+            norms = checked_norms(rows, cost == "cosine", lambda u: f"the embedding of {texts[u]!r}")
+            costs.norms_left = costs.norms_right = norms
+    else:
+        if not same and flat_a.size and flat_b.size and flat_a.shape[1] != flat_b.shape[1]:
+            raise DataError(
+                f"{names[0]} has dim {flat_a.shape[1]} and {names[1]} {flat_b.shape[1]}; they must agree"
+            )
+        rows = flat_a if same else np.concatenate([flat_a, flat_b])
+        ids, firsts = _number_rows(rows)
+
+        def where(u: int) -> str:
+            flat = int(firsts[u])
+            return (
+                _locate(flat, off_a, names[0])
+                if flat < len(flat_a)
+                else _locate(flat - len(flat_a), off_b, names[1])
+            )
+
+        distinct = rows[firsts]
+        norms = checked_norms(distinct, cost == "cosine", where)
+        costs = Costs(cost, None if cost == "exact" else distinct)
+        costs.norms_left = costs.norms_right = norms
+    a = Steps(ids[: len(flat_a)], off_a)
+    return Problem(a, a if same else Steps(ids[len(flat_a) :], off_b), costs)
+
+
+def _given(
+    flat_a: Any, off_a: Offsets, flat_b: Any, off_b: Offsets, table: FloatArray, names: tuple[str, str]
+) -> Problem:
+    a = Steps(_checked_ids(np.asarray(flat_a, np.int64), off_a, table.shape[0], names[0]), off_a)
+    b = Steps(_checked_ids(np.asarray(flat_b, np.int64), off_b, table.shape[1], names[1]), off_b)
+    return Problem(a, b, Costs("given", table))
+
+
+def _indexed(
+    flat_a: Any, off_a: Offsets, flat_b: Any, off_b: Offsets, cost: str, vectors: Any, names: tuple[str, str]
+) -> Problem:
+    if vectors is None:
+        if cost != "exact":
+            raise ConfigError(
+                f"indices need vectors= (or a cost table) for cost={cost!r}; only 'exact' works without"
+            )
+        both = [np.asarray(flat_a, np.int64), np.asarray(flat_b, np.int64)]
+        _, inverse = np.unique(np.concatenate(both), return_inverse=True)
+        ids = inverse.astype(np.int32)
+        return Problem(Steps(ids[: len(both[0])], off_a), Steps(ids[len(both[0]) :], off_b), Costs("exact"))
+    rows = _checked_array(vectors, "vectors")
+    if rows.ndim != 2:
+        raise DataError(f"vectors must be embeddings of shape (n_distinct, dim), got shape {rows.shape}")
+    a = Steps(_checked_ids(np.asarray(flat_a, np.int64), off_a, len(rows), names[0]), off_a)
+    b = (
+        a
+        if flat_b is flat_a
+        else Steps(_checked_ids(np.asarray(flat_b, np.int64), off_b, len(rows), names[1]), off_b)
+    )
+    costs = Costs(cost, None if cost == "exact" else rows)
+    costs.norms_left = costs.norms_right = checked_norms(rows, cost == "cosine", lambda u: f"vectors[{u}]")
+    return Problem(a, b, costs)

@@ -1,0 +1,343 @@
+"""dnDTW, the public face: one pair, many pairs, a matrix, a path. Checks everything, then calls the kernels.
+
+Knows every accepted form of input and the memory rule. Knows no model: texts go through an ``Encoder``.
+
+Dynamic time warping between action sequences of lengths n and m: ``C[i, j] = D[i, j] + min(C[i-1, j], C[i, j-1],
+C[i-1, j-1])`` over local costs ``D``, then ``C[n, m] / sqrt(n^2 + m^2)`` (STeCa, arXiv 2502.14276).
+
+Memory: a call holds one table of (distinct steps of A) x (distinct steps of B) costs. A table above
+``MAX_TABLE_BYTES`` is not made: the batch is cut in halves until each part's table fits, and a single pair is
+worked off in blocks of rows (``dndtw_path`` alone needs all n x m cells, 5 bytes each).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steca_gym.distances import _kernels
+from steca_gym.distances._inputs import Ids, Problem, Ragged, Steps, prepare
+from steca_gym.distances._threads import resolve_num_threads, run_blocks
+from steca_gym.distances.costs import FloatArray
+from steca_gym.distances.encoders import Encoder
+from steca_gym.distances.options import Cost, Normalize, Options
+from steca_gym.errors import ConfigError, DataError
+
+MAX_TABLE_BYTES = 256 * 1024 * 1024
+"""largest table of local costs that is made at once"""
+
+_PAIRS_PER_BLOCK = 256
+
+
+def dndtw(
+    a: Any = None,
+    b: Any = None,
+    *,
+    encoder: Encoder | str | None = None,
+    vectors: Any = None,
+    cost: Cost | FloatArray = "cosine",
+    normalize: Normalize = "sqrt",
+    band: int | None = None,
+    d_max: float | None = None,
+    d_th: float | None = None,
+) -> float:
+    """Distance between two sequences; runs in the calling thread.
+
+    Args:
+        a: n >= 1 steps: action texts; or embeddings, float array (n, dim); or integer indices (n,) into the rows of
+            ``vectors`` or of a given cost table; None with a given cost table: its rows in order.
+        b: m >= 1 steps, of the same form.
+        encoder: for texts: an ``Encoder`` or a registered name; None: hashed n-grams.
+        vectors: for indices: embeddings of the distinct steps, float array (n_distinct, dim).
+        cost: ``"cosine"`` (``1 - cos``, in [0, 2]), ``"l2"``, ``"exact"``, or a table of local costs >= 0, (rows, columns).
+        normalize: see ``Normalize``.
+        band: Sakoe-Chiba band in steps: cells with ``|i - j| <= max(band, |n - m|)``; None: all.
+        d_max: a distance above it is abandoned early and returned as ``inf``.
+        d_th: success threshold of ``normalize="ndtw"``, which gives a score in (0, 1], 1 for equal sequences.
+
+    Raises:
+        DataError: an empty sequence, a NaN, dims that differ, a negative cost; with the index and the value.
+        ConfigError: settings that do not go together.
+    """
+    options = Options(normalize=normalize, band=band, d_max=d_max, d_th=d_th)
+    problem = _single(a, b, cost, encoder, vectors)
+    return _one(problem, options)
+
+
+def dndtw_pairs(
+    a: Any,
+    b: Any,
+    *,
+    encoder: Encoder | str | None = None,
+    vectors: Any = None,
+    cost: Cost | FloatArray = "cosine",
+    normalize: Normalize = "sqrt",
+    band: int | None = None,
+    d_max: float | None = None,
+    d_th: float | None = None,
+    num_threads: int | None = None,
+) -> NDArray[np.float64]:
+    """Distances of ``a[k]`` and ``b[k]``, float64, shape (len(a),).
+
+    Args:
+        a: sequences in any form that ``dndtw`` takes, as a list or a ``Ragged``; lengths may differ.
+        b: as many sequences.
+        encoder: see ``dndtw``.
+        vectors: see ``dndtw``.
+        cost: see ``dndtw``.
+        normalize: see ``dndtw``.
+        band: see ``dndtw``.
+        d_max: see ``dndtw``.
+        d_th: see ``dndtw``.
+        num_threads: threads to use; None: the cores of this process (``NUMBA_NUM_THREADS``).
+
+    Raises:
+        DataError, ConfigError: see ``dndtw``.
+    """
+    options = Options(normalize=normalize, band=band, d_max=d_max, d_th=d_th)
+    threads = resolve_num_threads(num_threads)
+    problem = prepare(a, b, cost=cost, encoder=encoder, vectors=vectors)
+    if len(problem.a) != len(problem.b):
+        raise DataError(
+            f"pairs need as many sequences in A as in B, got {len(problem.a)} and {len(problem.b)}"
+        )
+    every = np.arange(len(problem.a))
+    return _pairs(problem, every, every, options, threads)
+
+
+def dndtw_matrix(
+    a: Any,
+    b: Any = None,
+    *,
+    encoder: Encoder | str | None = None,
+    vectors: Any = None,
+    cost: Cost | FloatArray = "cosine",
+    normalize: Normalize = "sqrt",
+    band: int | None = None,
+    d_max: float | None = None,
+    d_th: float | None = None,
+    num_threads: int | None = None,
+) -> NDArray[np.float64]:
+    """Distances of every ``a[i]`` and ``b[j]``, float64, shape (len(a), len(b)).
+
+    Args:
+        a: sequences, see ``dndtw_pairs``.
+        b: sequences; None: ``a`` itself (a symmetric matrix, half of it computed; a given cost table is then read
+            above the diagonal only where it is symmetric, and in full elsewhere).
+        encoder: see ``dndtw``.
+        vectors: see ``dndtw``.
+        cost: see ``dndtw``.
+        normalize: see ``dndtw``.
+        band: see ``dndtw``.
+        d_max: see ``dndtw``.
+        d_th: see ``dndtw``.
+        num_threads: see ``dndtw_pairs``.
+
+    Raises:
+        DataError, ConfigError: see ``dndtw``.
+    """
+    options = Options(normalize=normalize, band=band, d_max=d_max, d_th=d_th)
+    threads = resolve_num_threads(num_threads)
+    problem = prepare(a, a if b is None else b, cost=cost, encoder=encoder, vectors=vectors)
+    rows, columns = np.divmod(np.arange(len(problem.a) * len(problem.b)), max(1, len(problem.b)))
+    return _pairs(problem, rows, columns, options, threads).reshape(len(problem.a), len(problem.b))
+
+
+def dndtw_path(
+    a: Any = None,
+    b: Any = None,
+    *,
+    encoder: Encoder | str | None = None,
+    vectors: Any = None,
+    cost: Cost | FloatArray = "cosine",
+    normalize: Normalize = "sqrt",
+    band: int | None = None,
+    d_th: float | None = None,
+) -> tuple[float, NDArray[np.int64]]:
+    """Distance and alignment of two sequences.
+
+    Args:
+        a: see ``dndtw``.
+        b: see ``dndtw``.
+        encoder: see ``dndtw``.
+        vectors: see ``dndtw``.
+        cost: see ``dndtw``.
+        normalize: see ``dndtw``.
+        band: see ``dndtw``.
+        d_th: see ``dndtw``.
+
+    Returns:
+        The distance as ``dndtw`` gives it, and the path: int64, shape (n_cells, 2), pairs (i, j) from (0, 0) to
+        (n - 1, m - 1), ``max(n, m) <= n_cells <= n + m - 1``. Among equal paths the diagonal step is preferred,
+        then the one in ``a``.
+
+    Raises:
+        DataError, ConfigError: see ``dndtw``.
+    """
+    options = Options(normalize=normalize, band=band, d_th=d_th)
+    problem = _single(a, b, cost, encoder, vectors)
+    ids_a, ids_b, n, m = problem.a.ids, problem.b.ids, problem.a.ids.size, problem.b.ids.size
+    rows, local_a = np.unique(ids_a, return_inverse=True)
+    columns, local_b = np.unique(ids_b, return_inverse=True)
+    table = problem.costs.table(rows.astype(np.int32), columns.astype(np.int32))
+    moves = np.empty((n, m), np.uint8)
+    path = np.empty((n + m - 1, 2), np.int64)
+    raw, count = _kernels.pair_path(
+        table, local_a.astype(np.int32), local_b.astype(np.int32), _radius(options, n, m), moves,
+        np.empty(m + 1, table.dtype), path,
+    )  # fmt: skip
+    return options.finish(float(raw), n, m, int(count)), path[:count].copy()
+
+
+def _single(a: Any, b: Any, cost: Any, encoder: Encoder | str | None, vectors: Any) -> Problem:
+    """The problem of one pair."""
+    if a is None and b is None:
+        if isinstance(cost, str):
+            raise ConfigError("dndtw needs two sequences a and b, or a given cost matrix; got neither")
+        shape = np.shape(cost)
+        if len(shape) == 2:
+            a, b = np.arange(shape[0]), np.arange(shape[1])
+    sides = []
+    for sequence, what in ((a, "a"), (b, "b")):
+        if isinstance(sequence, str) or not hasattr(sequence, "__len__"):
+            raise DataError(
+                f"{what} must be a sequence of steps, got {type(sequence).__name__} {sequence!r:.60}"
+            )
+        if len(sequence) == 0:
+            raise DataError(f"{what} is empty, expected at least one step")
+        values = sequence if isinstance(sequence, np.ndarray) else list(sequence)
+        sides.append(Ragged(values, np.array([0, len(values)])))
+    return prepare(sides[0], sides[1], cost=cost, encoder=encoder, vectors=vectors, names=("a", "b"))
+
+
+def _radius(options: Options, n: int, m: int) -> int:
+    return max(n, m) if options.band is None else max(int(options.band), abs(n - m))
+
+
+def _one(problem: Problem, options: Options) -> float:
+    """The distance of the only pair, in blocks of rows where the whole table would not fit."""
+    ids_a, ids_b = problem.a.ids, problem.b.ids
+    n, m = ids_a.size, ids_b.size
+    columns, local_b = np.unique(ids_b, return_inverse=True)
+    block = max(1, MAX_TABLE_BYTES // max(1, columns.size * problem.costs.dtype.itemsize))
+    row = np.empty(m + 1, problem.costs.dtype)
+    lengths = np.zeros(m + 1, np.int32)
+    raw, count = math.inf, 0
+    bound = options.raw_bound(n, m) * (1 + 1e-5)
+    for first in range(0, n, block):
+        rows, local_a = np.unique(ids_a[first : first + block], return_inverse=True)
+        table = problem.costs.table(rows, columns)
+        sides = (
+            table,
+            local_a.astype(np.int32),
+            local_b.astype(np.int32),
+            first,
+            _radius(options, n, m),
+            bound,
+            row,
+        )
+        if options.normalize == "path":
+            raw, count = _kernels.pair_cost_and_length(*sides, lengths)
+        else:
+            raw = _kernels.pair_cost(*sides)
+        if not raw < math.inf and options.d_max is not None:
+            break
+    return options.finish(float(raw), n, m, max(1, int(count)))
+
+
+def _pairs(
+    problem: Problem, rows: NDArray[np.intp], columns: NDArray[np.intp], options: Options, threads: int
+) -> NDArray[np.float64]:
+    """Distances of the pairs (rows[k], columns[k]); cuts the list in halves until the cost table fits."""
+    if rows.size == 0:
+        return np.zeros(0)
+    distinct_a, a = _compact(problem.a)
+    distinct_b, b = (distinct_a, a) if problem.b is problem.a else _compact(problem.b)
+    if distinct_a.size * distinct_b.size * problem.costs.dtype.itemsize > MAX_TABLE_BYTES:
+        if rows.size == 1:
+            one = Problem(_pick(problem.a, rows), _pick(problem.b, columns), problem.costs)
+            return np.array([_one(one, options)])
+        halves = []
+        for part in (slice(0, rows.size // 2), slice(rows.size // 2, rows.size)):
+            used_a, local_rows = np.unique(rows[part], return_inverse=True)
+            used_b, local_columns = np.unique(columns[part], return_inverse=True)
+            piece = Problem(_pick(problem.a, used_a), _pick(problem.b, used_b), problem.costs)
+            halves.append(_pairs(piece, local_rows, local_columns, options, threads))
+        return np.concatenate(halves)
+    return _solve(problem.costs.table(distinct_a, distinct_b), a, b, rows, columns, options, threads)
+
+
+def _compact(steps: Steps) -> tuple[Ids, Steps]:
+    """The distinct ids in use, and the steps numbered by them."""
+    used = np.zeros(int(steps.ids.max()) + 1, bool)
+    used[steps.ids] = True
+    number = np.cumsum(used, dtype=np.int32) - np.int32(1)
+    return np.flatnonzero(used).astype(np.int32), Steps(number[steps.ids], steps.offsets)
+
+
+def _pick(steps: Steps, sequences: NDArray[np.intp]) -> Steps:
+    """The given sequences only, in that order."""
+    lengths = steps.lengths[sequences]
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    flat = np.arange(offsets[-1]) + np.repeat(steps.offsets[sequences] - offsets[:-1], lengths)
+    return Steps(steps.ids[flat], offsets)
+
+
+def _solve(
+    table: FloatArray,
+    a: Steps,
+    b: Steps,
+    rows: NDArray[np.intp],
+    columns: NDArray[np.intp],
+    options: Options,
+    threads: int,
+) -> NDArray[np.float64]:
+    """Distances of the pairs (rows[k], columns[k]) over a finished cost table."""
+    n, m = a.lengths[rows], b.lengths[columns]
+    divisors = _divisors(options, n, m)
+    bounds = np.full(rows.size, math.inf) if options.d_max is None else options.d_max * divisors * (1 + 1e-5)
+    radii = np.maximum(n, m) if options.band is None else np.maximum(options.band, np.abs(n - m))
+    raw = np.empty(rows.size, table.dtype)
+    lengths = np.ones(rows.size if options.normalize == "path" else 0, np.int32)
+
+    def work(block: int) -> None:
+        part = slice(block * _PAIRS_PER_BLOCK, (block + 1) * _PAIRS_PER_BLOCK)
+        _kernels.many_pairs(
+            table, a.ids, a.offsets, b.ids, b.offsets, rows[part], columns[part], radii[part], bounds[part],
+            int(m.max()), raw[part], lengths[part],
+        )  # fmt: skip
+
+    run_blocks(work, -(-rows.size // _PAIRS_PER_BLOCK), threads)
+    return _finish(raw.astype(np.float64), n, m, lengths, divisors, options)
+
+
+def _divisors(options: Options, n: NDArray[np.int64], m: NDArray[np.int64]) -> NDArray[np.float64]:
+    """``Options.largest_divisor`` of many pairs."""
+    if options.normalize == "sqrt":
+        return np.sqrt((n * n + m * m).astype(np.float64))
+    if options.normalize == "sum":
+        return (n + m).astype(np.float64)
+    if options.normalize == "path":
+        return (n + m - 1).astype(np.float64)
+    return np.ones(n.size)
+
+
+def _finish(
+    raw: NDArray[np.float64],
+    n: NDArray[np.int64],
+    m: NDArray[np.int64],
+    path_lengths: NDArray[np.int32],
+    divisors: NDArray[np.float64],
+    options: Options,
+) -> NDArray[np.float64]:
+    """``Options.finish`` of many pairs."""
+    if options.normalize == "ndtw":
+        assert options.d_th is not None
+        return np.exp(-raw / (m * options.d_th))
+    values = raw / (np.maximum(path_lengths, 1) if options.normalize == "path" else divisors)
+    if options.d_max is not None:
+        values[values > options.d_max] = math.inf
+    return values
