@@ -134,6 +134,26 @@ class Agent(Protocol):
         ...
 
 
+@runtime_checkable
+class StreamingAgent(Agent, Protocol):
+    """An agent that hands back each turn as soon as it is done, so that no episode waits for the slowest.
+
+    The loop that it serves::
+
+        agent.submit(requests)                       # any time, also while others are under way
+        for episode_id, answer in agent.poll():      # at least one, if anything is under way
+            ...                                      # an exception in place of a turn: that episode failed
+    """
+
+    def submit(self, requests: Sequence[TurnRequest]) -> None:
+        """Take requests; at most one per episode may be under way."""
+        ...
+
+    def poll(self) -> list[tuple[str, Turn | Exception]]:
+        """Work until at least one turn is done; empty only when nothing is under way."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ParsedTurn:
     """A turn taken apart."""

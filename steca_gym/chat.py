@@ -37,8 +37,8 @@ class ChatCodec:
     """A tokenizer's chat template as an append-only code.
 
     The assistant's part of a turn is its content's ids and the end-of-turn mark; everything else belongs to
-    the prompt. ``encode(messages[:k], for_generation=True)`` is a prefix of ``encode(messages)`` for every ``k``
-    before an assistant's turn.
+    the prompt. ``encode(messages[:k], for_generation=True)`` is a prefix of ``encode(messages)`` for every
+    ``k`` before an assistant's turn.
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
@@ -89,7 +89,8 @@ class ChatCodec:
         """
         if start and messages[start - 1].role != "assistant":
             raise ConfigError(
-                f"start must stand behind an assistant's message, got {start} behind {messages[start - 1].role!r}"
+                f"start must stand behind an assistant's message, got {start} behind "
+                f"{messages[start - 1].role!r}"
             )
         ids: list[int] = []
         mask: list[int] = []
@@ -163,8 +164,8 @@ class ChatCodec:
 
     def _not_append_only(self, detail: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.name}: the chat template is not append-only ({detail}); expected that each message adds text "
-            "at the end only: give the tokenizer a ChatML-like template"
+            f"{self.name}: the chat template is not append-only ({detail}); expected that each message adds "
+            "text at the end only: give the tokenizer a ChatML-like template"
         )
 
     def _opening(self, messages: Sequence[Message]) -> tuple[_Piece, ...]:
@@ -241,7 +242,7 @@ def codec_of(tokenizer: Any, *, name: str = "") -> ChatCodec:
     held: tuple[Any, ChatCodec] | None = tokenizer.__dict__.get("_steca_codec")
     if held is None or held[0] != template:
         held = (template, ChatCodec(tokenizer, name=name))
-        tokenizer.__dict__["_steca_codec"] = held  # lives and dies with the tokenizer; save_pretrained ignores it
+        tokenizer.__dict__["_steca_codec"] = held  # save_pretrained ignores it
     return held[1]
 
 

@@ -1,1 +1,7 @@
-"""Filled in by its owner."""
+"""Playing episodes: requests in, finished episodes out, and what it cost."""
+
+from steca_gym.collectors.collector import Collector, Progress
+from steca_gym.collectors.episodes import Episode, EpisodeRequest, EpisodeSource, Fork
+from steca_gym.collectors.ledger import Cost, Ledger
+
+__all__ = ["Collector", "Cost", "Episode", "EpisodeRequest", "EpisodeSource", "Fork", "Ledger", "Progress"]

@@ -1,0 +1,119 @@
+"""Agents without a model: the world's expert, a random one, and one that repeats what was recorded.
+
+Knows turn requests. Knows no environment: what it needs of one comes with the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from steca_gym.agent import Need, Turn, TurnRequest, render_turn
+from steca_gym.errors import AgentError
+from steca_gym.trajectory import Trajectory
+
+
+class ExpertAgent:
+    """Does what the world's expert would do, with the expert's reason as the thought."""
+
+    name = "expert"
+    needs: frozenset[Need] = frozenset({"expert_action"})
+
+    def act(self, requests: Sequence[TurnRequest]) -> list[Turn]:
+        """Answer with the expert's action; raises AgentError where the world has none from here."""
+        return [self._turn(request) for request in requests]
+
+    def _turn(self, request: TurnRequest) -> Turn:
+        if request.expert_action is None:
+            raise AgentError(
+                f"the world has no expert action at turn {request.turn}; "
+                "use a world with an expert that reaches this state, or another agent"
+            )
+        return Turn(text=render_turn(request.expert_thought, request.expert_action))
+
+    def release(self, episode_ids: Iterable[str]) -> None:
+        """Nothing is kept."""
+
+
+class RandomAgent:
+    """Draws one of the admissible actions, each alike; the episode's seed and the turn decide."""
+
+    name = "random"
+    needs: frozenset[Need] = frozenset({"admissible_actions"})
+
+    def act(self, requests: Sequence[TurnRequest]) -> list[Turn]:
+        """Answer with a random admissible action; raises AgentError where the world cannot list them."""
+        return [self._turn(request) for request in requests]
+
+    def _turn(self, request: TurnRequest) -> Turn:
+        actions = request.admissible_actions
+        if not actions:
+            raise AgentError(
+                f"no admissible actions at turn {request.turn} (got {actions!r}); "
+                "the random agent needs a world that lists them"
+            )
+        rng = np.random.default_rng([request.seed & 0xFFFFFFFFFFFFFFFF, request.turn])
+        return Turn(text=render_turn("", actions[int(rng.integers(len(actions)))]))
+
+    def release(self, episode_ids: Iterable[str]) -> None:
+        """Nothing is kept."""
+
+
+class ReplayAgent:
+    """Repeats recorded turns, to the id where ids were recorded.
+
+    The first observation (and the seed, where it was recorded) decides which recording is followed, the turn
+    which step of it.
+
+    Args:
+        trajectories: the recordings; of several with one first observation and one seed the last counts.
+    """
+
+    name = "replay"
+    needs: frozenset[Need] = frozenset()
+
+    def __init__(self, trajectories: Iterable[Trajectory]) -> None:
+        """See the class."""
+        self._by_seed: dict[tuple[str, int], Trajectory] = {}
+        self._by_text: dict[str, Trajectory] = {}
+        for trajectory in trajectories:
+            self._by_seed[trajectory.first_observation, trajectory.seed] = trajectory
+            self._by_text[trajectory.first_observation] = trajectory
+
+    @classmethod
+    def from_mapping(cls, actions: Mapping[str, Sequence[str]]) -> ReplayAgent:
+        """An agent from bare actions by first observation."""
+        from steca_gym.trajectory import Step
+
+        return cls(
+            Trajectory(
+                task_id="",
+                first_observation=first,
+                steps=tuple(Step(action=action, observation="") for action in said),
+            )
+            for first, said in actions.items()
+        )
+
+    def act(self, requests: Sequence[TurnRequest]) -> list[Turn]:
+        """Answer with the recorded turn; raises AgentError when nothing (more) was recorded."""
+        return [self._turn(request) for request in requests]
+
+    def _turn(self, request: TurnRequest) -> Turn:
+        # Turn t stands behind 2t messages of its own: the first observation is found without the prompt.
+        place = len(request.messages) - 1 - 2 * request.turn
+        first = request.messages[place].content if place >= 0 else ""
+        recording = self._by_seed.get((first, request.seed)) or self._by_text.get(first)
+        if recording is None:
+            raise AgentError(f"nothing was recorded for an episode that begins {first[:60]!r}")
+        if request.turn >= len(recording.steps):
+            raise AgentError(
+                f"the recording of {first[:60]!r} ends after {len(recording.steps)} turns, "
+                f"asked for turn {request.turn}; the world or its seed is another one"
+            )
+        step = recording.steps[request.turn]
+        ids = step.token_ids
+        return Turn(text=step.turn_text(), token_ids=ids, num_sampled_tokens=0 if ids is None else len(ids))
+
+    def release(self, episode_ids: Iterable[str]) -> None:
+        """Nothing is kept."""

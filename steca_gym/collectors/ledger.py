@@ -1,0 +1,116 @@
+"""What a run costs: tokens, environment steps and seconds, by phase.
+
+Knows counters and their sums. Knows no model, no environment and no price.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+
+from steca_gym.errors import DataError
+
+UNNAMED_PHASE = "other"
+"""where costs go outside of every ``Ledger.phase`` block"""
+
+
+@dataclass(slots=True, kw_only=True)
+class Cost:
+    """Counters of one phase. They add up; nothing is ever taken off."""
+
+    num_prompt_tokens_read: int = 0
+    """prompt tokens that went through the model"""
+    num_prompt_tokens_reused: int = 0
+    """prompt tokens whose keys and values were there already"""
+    num_sampled_tokens: int = 0
+    num_env_steps: int = 0
+    """steps asked for: scripts and agents' turns, replayed ones not"""
+    num_replayed_steps: int = 0
+    """steps repeated only to enter a state again"""
+    num_episodes: int = 0
+    num_failed_episodes: int = 0
+    """ended by an error, stored on the trajectory"""
+    num_turns: int = 0
+    """agents' answers"""
+    num_unreadable_turns: int = 0
+    """answers that did not parse"""
+    seconds_model: float = 0.0
+    """inside the model (an agent that does not measure it: inside the agent)"""
+    seconds_environment: float = 0.0
+    seconds_framework: float = 0.0
+    """everything else while episodes were played"""
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of playing."""
+        return self.seconds_model + self.seconds_environment + self.seconds_framework
+
+    def add(self, other: Cost) -> None:
+        """Add the other's counters to these."""
+        for name in _NAMES:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def as_dict(self) -> dict[str, float]:
+        """Counters by name, and ``seconds``, their sum of seconds."""
+        return {**{name: getattr(self, name) for name in _NAMES}, "seconds": self.seconds}
+
+
+_NAMES = tuple(field.name for field in fields(Cost))
+
+
+class Ledger:
+    """Costs by phase.
+
+    >>> ledger = Ledger()
+    >>> with ledger.phase("exploration"):
+    ...     ledger.cost.num_env_steps += 1
+    >>> ledger.as_dict()["exploration"]["num_env_steps"]
+    1
+    """
+
+    def __init__(self) -> None:
+        """Start with no phase."""
+        self._phases: dict[str, Cost] = {}
+        self._open: list[str] = []
+
+    @property
+    def current_phase(self) -> str:
+        """The innermost open phase."""
+        return self._open[-1] if self._open else UNNAMED_PHASE
+
+    @property
+    def cost(self) -> Cost:
+        """The counters of the innermost open phase; add to them."""
+        return self._phases.setdefault(self.current_phase, Cost())
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[Cost]:
+        """Count what happens inside under ``name``; twice adds up; an inner phase takes over."""
+        self._open.append(name)
+        try:
+            yield self.cost
+        finally:
+            self._open.pop()
+
+    def total(self) -> Cost:
+        """The sum of all phases."""
+        total = Cost()
+        for cost in self._phases.values():
+            total.add(cost)
+        return total
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """Counters by phase and name; plain data for JSON."""
+        return {name: cost.as_dict() for name, cost in self._phases.items()}
+
+    def merge(self, other: Ledger | Mapping[str, Mapping[str, float]]) -> None:
+        """Add another ledger, or what its ``as_dict`` gave; raises DataError for unknown counters."""
+        phases = other.as_dict() if isinstance(other, Ledger) else other
+        for phase, counters in phases.items():
+            unknown = sorted(set(counters) - {*_NAMES, "seconds"})
+            if unknown:
+                raise DataError(f"no counter {unknown[0]!r} in a ledger; known: {', '.join(_NAMES)}")
+            mine = self._phases.setdefault(phase, Cost())
+            for name in _NAMES:
+                setattr(mine, name, getattr(mine, name) + counters.get(name, 0))
