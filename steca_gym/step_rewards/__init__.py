@@ -1,0 +1,80 @@
+"""Step rewards: what a state is worth to the base agent, and whether one is worth less than another.
+
+``make_step_rewards`` builds an estimator from its settings. Knows no deviation, no reflection and no trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from steca_gym.errors import ConfigError
+from steca_gym.step_rewards.estimators import FixedRewards, RacingRewards, RandomRewards, StepRewards
+from steca_gym.step_rewards.sequential import Evidence, Race, confidence_sequence
+from steca_gym.step_rewards.settings import StepRewardSettings
+from steca_gym.step_rewards.values import (
+    Comparison,
+    Decision,
+    Estimate,
+    StateValue,
+    ValueCache,
+    Verdict,
+    derive_seed,
+    wilson,
+)
+from steca_gym.trajectory import Trajectory
+
+
+class Judge(Protocol):
+    """Annotates how likely success is, without playing on."""
+
+    name: str
+
+    def values(self, prefixes: Sequence[Trajectory]) -> list[float]:
+        """One value in [0, 1] per open trajectory, in order; raises AgentError when it cannot."""
+        ...
+
+
+def make_step_rewards(
+    settings: StepRewardSettings, *, delta: float = 0.0, seed: int = 0, judge: Judge | None = None
+) -> StepRewards:
+    """The estimator that the settings name; ``judge`` needs a Judge and nothing else does."""
+    if settings.estimator == "racing":
+        return RacingRewards(settings, delta)
+    if settings.estimator == "random":
+        return RandomRewards(settings, delta, seed)
+    if settings.estimator == "critic":
+        from steca_gym.step_rewards.critic import CriticRewards
+
+        return CriticRewards(settings, delta)
+    if settings.estimator == "judge":
+        from steca_gym.step_rewards.judge import JudgeRewards
+
+        if judge is None:
+            raise ConfigError(
+                "estimator=judge needs a judge, got none; pass one, e.g. an OpenAI-compatible endpoint"
+            )
+        return JudgeRewards(settings, delta, judge)
+    return FixedRewards(settings, delta)
+
+
+__all__ = [
+    "Comparison",
+    "Decision",
+    "Estimate",
+    "Evidence",
+    "FixedRewards",
+    "Judge",
+    "Race",
+    "RacingRewards",
+    "RandomRewards",
+    "StateValue",
+    "StepRewardSettings",
+    "StepRewards",
+    "ValueCache",
+    "Verdict",
+    "confidence_sequence",
+    "derive_seed",
+    "make_step_rewards",
+    "wilson",
+]

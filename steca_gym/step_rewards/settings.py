@@ -1,0 +1,94 @@
+"""Settings of the step-reward estimators.
+
+Knows names and ranges. Knows no estimator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from steca_gym.errors import ConfigError, UnknownNameError
+from steca_gym.registry import explain_unknown
+
+EstimatorName = Literal["fixed", "racing", "critic", "judge", "random"]
+Reuse = Literal["state", "history", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRewardSettings:
+    """How step rewards are estimated and compared."""
+
+    estimator: EstimatorName = "racing"
+    """``fixed``: N outcomes per state (paper); ``racing``: a sequential test; ``critic``: learnt from the
+    samples so far; ``judge``: a language model's annotation; ``random``: no estimate, for the ablation"""
+    num_samples: int = 5
+    """N: continuations per state for ``fixed``, and for ``critic`` where it is not sure"""
+    alpha: float = 0.05
+    """racing: largest probability of ``deviated`` where the agent's value is not below the expert's plus
+    delta"""
+    beta: float = 0.1
+    """racing: largest probability of ``kept`` where the agent's value is lower by ``min_effect`` or more"""
+    min_effect: float = 0.3
+    """racing: the drop of success probability that must not be missed"""
+    max_samples: int = 20
+    """racing: continuations per state; a comparison open at that point is ``undecided``"""
+    temperature: float = 1.0
+    """of the continuations"""
+    max_steps: int = 40
+    """agent turns per continuation (the environment's own horizon holds as well)"""
+    reuse: Reuse = "state"
+    """whose samples a state may use: of an equal environment state (exact for agents that look at the state
+    only), of an equal history (exact for every agent), or none but its own"""
+    same_state: Literal["sample", "tie"] = "sample"
+    """an action that changed nothing: value it (a language model may keep repeating it), or call it a tie at
+    once (exact for agents that look at the state only)"""
+    lookahead: int = 1
+    """comparisons beyond a trajectory's first open one that may be sampled while the queue has room"""
+    level: float = 0.95
+    """level of the reported intervals"""
+    critic_margin: float = 0.2
+    """critic: it decides alone where its two values differ by this much more than its calibration error"""
+    critic_min_states: int = 40
+    """critic: states with outcomes before it may decide"""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        for name in ("estimator", "reuse", "same_state"):
+            known = {
+                "estimator": get_args(EstimatorName),
+                "reuse": get_args(Reuse),
+                "same_state": ("sample", "tie"),
+            }[name]
+            value = getattr(self, name)
+            if value not in known:
+                raise UnknownNameError(explain_unknown(name, str(value), known))
+        for name in ("alpha", "beta", "level"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
+        if not 0 < self.min_effect <= 1:
+            raise ConfigError(f"min_effect must lie in (0, 1], got {self.min_effect}")
+        for name in ("num_samples", "max_samples", "max_steps", "critic_min_states"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.temperature < 0 or self.lookahead < 0 or self.critic_margin < 0:
+            raise ConfigError(
+                "temperature, lookahead and critic_margin must be >= 0, got "
+                f"{self.temperature}, {self.lookahead}, {self.critic_margin}"
+            )
+        if self.estimator == "fixed" and self.temperature == 0 and self.num_samples > 1:
+            raise ConfigError(
+                f"num_samples={self.num_samples} at temperature 0 gives equal continuations; "
+                "use num_samples=1 or a temperature above 0"
+            )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> StepRewardSettings:
+        """Settings of ``default`` (ours), ``paper`` or ``repo`` (both: 5 fixed samples), with changes."""
+        if name not in _PRESETS:
+            raise UnknownNameError(explain_unknown("preset", name, _PRESETS))
+        return cls(**{**_PRESETS[name], **changes})
+
+
+_REFERENCE = {"estimator": "fixed", "num_samples": 5, "temperature": 1.0, "max_steps": 40, "reuse": "none"}
+_PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": _REFERENCE, "repo": _REFERENCE}
