@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steca_gym.distances._hashing import group_rows, hash_rows
-from steca_gym.distances.costs import FloatArray, checked_norms, cost_table
+from steca_gym.distances.costs import FloatArray, checked_norms, cost_table, pad_table
 from steca_gym.distances.encoders import Encoder, encode_checked, resolve_encoder
 from steca_gym.distances.options import COST_CODES
 from steca_gym.errors import ConfigError, DataError
@@ -52,42 +52,42 @@ class Steps:
 class Costs:
     """Where local costs come from: a given table, embeddings of the distinct steps, or equality."""
 
-    def __init__(self, kind: str, left: FloatArray | None = None, right: FloatArray | None = None) -> None:
+    def __init__(
+        self, kind: str, left: FloatArray | None = None, norms: NDArray[np.float64] | None = None
+    ) -> None:
         self.kind = kind
         self.left = left
-        self.right = right if right is not None else left
-        self.norms_left: NDArray[np.float64] | None = None
-        self.norms_right: NDArray[np.float64] | None = None
+        self.norms = norms
 
     @property
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(np.float32) if self.left is None else self.left.dtype
 
-    def table(self, rows: Ids | None, columns: Ids | None) -> FloatArray:
-        """Costs between distinct steps; None: all of them."""
+    def table(self, rows: Ids, columns: Ids, pad: bool) -> FloatArray:
+        """Costs between the given distinct steps; with ``pad`` one more row and column (see ``pad_table``)."""
         if self.kind == "exact":
-            assert rows is not None and columns is not None
-            return (rows[:, None] != columns[None, :]).astype(np.float32)
-        assert self.left is not None and self.right is not None
+            table: FloatArray = (rows[:, None] != columns[None, :]).astype(np.float32)
+            return pad_table(table) if pad else table
+        assert self.left is not None
         if self.kind == "given":
-            return (
-                self.left
-                if rows is None
-                else np.ascontiguousarray(self.left[np.ix_(rows, cast(Ids, columns))])
-            )
-        assert self.norms_left is not None and self.norms_right is not None
-        left, norms_left = self.left, self.norms_left
-        right, norms_right = self.right, self.norms_right
-        if rows is not None:
-            left, norms_left = left[rows], norms_left[rows]
-        if columns is not None:
-            right, norms_right = right[columns], norms_right[columns]
-        return cost_table(left, right, norms_left, norms_right, self.kind == "cosine")
+            table = np.ascontiguousarray(self.left[np.ix_(rows, columns)])
+            return pad_table(table) if pad else table
+        assert self.norms is not None
+        left, norms = _take(self.left, rows), _take(self.norms, rows)
+        if rows is columns:
+            return cost_table(left, left, norms, norms, self.kind == "cosine", pad)
+        right, norms_right = _take(self.left, columns), _take(self.norms, columns)
+        return cost_table(left, right, norms, norms_right, self.kind == "cosine", pad)
+
+
+def _take(rows: NDArray[Any], ids: Ids) -> NDArray[Any]:
+    """``rows[ids]``, without a copy where that is all of them in order."""
+    return rows if len(ids) == len(rows) and (ids == np.arange(len(ids))).all() else rows[ids]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Both sides, and the costs between their steps."""
+    """Both sides, and the costs between their steps; ``b is a`` where the distances are symmetric."""
 
     a: Steps
     b: Steps
@@ -206,12 +206,12 @@ def checked_table(cost: Any) -> FloatArray:
         raise DataError(
             f"a given cost must be a matrix with at least one cell, got {array.dtype} {array.shape}"
         )
-    table = np.ascontiguousarray(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
+    table: FloatArray = np.ascontiguousarray(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
     # NaN fails the first comparison and infinity the second; one pass each, no temporary but the minimum.
     if not (table.min() >= 0 and table.max() < np.inf):
         bad = np.argwhere(~((table >= 0) & (table < np.inf)))[0]
         raise DataError(f"costs must be finite and >= 0, got {table[tuple(bad)]} at [{bad[0]}, {bad[1]}]")
-    return table
+    return table + 0  # -0.0 becomes 0.0: the lane kernels compare bits
 
 
 def prepare(
@@ -254,9 +254,8 @@ def prepare(
             costs = Costs("exact")
         else:
             rows = np.ascontiguousarray(encode_checked(resolve_encoder(encoder), texts))
-            costs = Costs(cost, rows)
             norms = checked_norms(rows, cost == "cosine", lambda u: f"the embedding of {texts[u]!r}")
-            costs.norms_left = costs.norms_right = norms
+            costs = Costs(cost, rows, norms)
     else:
         if not same and flat_a.size and flat_b.size and flat_a.shape[1] != flat_b.shape[1]:
             raise DataError(
@@ -275,8 +274,7 @@ def prepare(
 
         distinct = rows[firsts]
         norms = checked_norms(distinct, cost == "cosine", where)
-        costs = Costs(cost, None if cost == "exact" else distinct)
-        costs.norms_left = costs.norms_right = norms
+        costs = Costs("exact") if cost == "exact" else Costs(cost, distinct, norms)
     a = Steps(ids[: len(flat_a)], off_a)
     return Problem(a, a if same else Steps(ids[len(flat_a) :], off_b), costs)
 
@@ -285,7 +283,8 @@ def _given(
     flat_a: Any, off_a: Offsets, flat_b: Any, off_b: Offsets, table: FloatArray, names: tuple[str, str]
 ) -> Problem:
     a = Steps(_checked_ids(np.asarray(flat_a, np.int64), off_a, table.shape[0], names[0]), off_a)
-    b = Steps(_checked_ids(np.asarray(flat_b, np.int64), off_b, table.shape[1], names[1]), off_b)
+    same = flat_b is flat_a and table.shape[0] == table.shape[1] and bool((table == table.T).all())
+    b = a if same else Steps(_checked_ids(np.asarray(flat_b, np.int64), off_b, table.shape[1], names[1]), off_b)
     return Problem(a, b, Costs("given", table))
 
 
@@ -310,6 +309,5 @@ def _indexed(
         if flat_b is flat_a
         else Steps(_checked_ids(np.asarray(flat_b, np.int64), off_b, len(rows), names[1]), off_b)
     )
-    costs = Costs(cost, None if cost == "exact" else rows)
-    costs.norms_left = costs.norms_right = checked_norms(rows, cost == "cosine", lambda u: f"vectors[{u}]")
-    return Problem(a, b, costs)
+    norms = checked_norms(rows, cost == "cosine", lambda u: f"vectors[{u}]")
+    return Problem(a, b, Costs("exact") if cost == "exact" else Costs(cost, rows, norms))

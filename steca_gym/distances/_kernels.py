@@ -141,14 +141,10 @@ def pair_path(table, a, b, radius, moves, row, path):  # type: ignore[no-untyped
 
 @njit(cache=True, nogil=True)
 def many_pairs(table, ids_a, off_a, ids_b, off_b, rows, columns, radii, bounds, longest, out, path_lengths):  # type: ignore[no-untyped-def]
-    """Accumulated costs of the pairs (rows[k], columns[k]), one after the other; fills ``out`` and, if it has a
-    size, ``path_lengths``."""
+    """Accumulated costs and path lengths of the pairs (rows[k], columns[k]), one after the other."""
     row = np.empty(longest + 1, table.dtype)
     lengths = np.empty(longest + 1, np.int32)
     for k in range(rows.size):
         a = ids_a[off_a[rows[k]] : off_a[rows[k] + 1]]
         b = ids_b[off_b[columns[k]] : off_b[columns[k] + 1]]
-        if path_lengths.size:
-            out[k], path_lengths[k] = pair_cost_and_length(table, a, b, 0, radii[k], bounds[k], row, lengths)
-        else:
-            out[k] = pair_cost(table, a, b, 0, radii[k], bounds[k], row)
+        out[k], path_lengths[k] = pair_cost_and_length(table, a, b, 0, radii[k], bounds[k], row, lengths)

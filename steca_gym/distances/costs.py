@@ -21,16 +21,17 @@ _NEAR = 1e-3
 
 
 @njit(cache=True, nogil=True)
-def _finish_table(gram, a, b, norms_a, norms_b, cosine, near):  # type: ignore[no-untyped-def]
+def _finish_table(gram, a, b, norms_a, norms_b, cosine, near, mirror):  # type: ignore[no-untyped-def]
     """Turn a Gram matrix into costs in place.
 
     Near-equal rows are computed from their difference in float64: equal rows cost exactly 0 and small costs keep
     their digits (a Gram matrix in float32 gives 1e-7 of noise, and thresholds such as d_max = 1e-22 exist).
+    ``mirror``: both sides are the same rows; only the upper half is computed.
     """
     dim = a.shape[1]
     for i in range(gram.shape[0]):
         na = norms_a[i]
-        for j in range(gram.shape[1]):
+        for j in range(i if mirror else 0, gram.shape[1]):
             nb = norms_b[j]
             if cosine:
                 value = 1.0 - gram[i, j]
@@ -52,6 +53,8 @@ def _finish_table(gram, a, b, norms_a, norms_b, cosine, near):  # type: ignore[n
                     value = total
                 value = np.sqrt(value)
             gram[i, j] = value
+            if mirror:
+                gram[j, i] = value
 
 
 @njit(cache=True, nogil=True)
@@ -90,14 +93,47 @@ def checked_norms(rows: FloatArray, cosine: bool, where: Callable[[int], str]) -
 
 
 def cost_table(
-    a: FloatArray, b: FloatArray, norms_a: NDArray[np.float64], norms_b: NDArray[np.float64], cosine: bool
+    a: FloatArray,
+    b: FloatArray,
+    norms_a: NDArray[np.float64],
+    norms_b: NDArray[np.float64],
+    cosine: bool,
+    pad: bool,
 ) -> FloatArray:
-    """Costs between all rows, shape (len(a), len(b)), in the rows' dtype; >= 0, exactly 0 for equal rows."""
-    if cosine:
-        left = a / norms_a.astype(a.dtype)[:, None]
-        right = left if b is a else b / norms_b.astype(b.dtype)[:, None]
-    else:
-        left, right = a, b
+    """Costs between all rows, shape (len(a), len(b)), in the rows' dtype; >= 0, exactly 0 for equal rows.
+
+    ``b is a`` gives a table that is symmetric to the bit. ``pad`` adds the row and column that ``pad_table`` adds.
+    """
+    left = _padded(a, norms_a, cosine, pad)
+    right = left if b is a else _padded(b, norms_b, cosine, pad)
     table: FloatArray = left @ right.T
-    _finish_table(table, a, b, norms_a, norms_b, cosine, _NEAR)
+    _finish_table(table[: len(a), : len(b)], a, b, norms_a, norms_b, cosine, _NEAR, b is a)
+    if pad:
+        _fill_pad(table)
     return table
+
+
+def _padded(rows: FloatArray, norms: NDArray[np.float64], cosine: bool, pad: bool) -> FloatArray:
+    """The rows, of unit length for cosine, and a zero row behind them for ``pad``."""
+    if not (cosine or pad):
+        return rows
+    out = np.zeros((len(rows) + pad, rows.shape[1]), rows.dtype)
+    if cosine:
+        np.multiply(rows, (1.0 / norms).astype(rows.dtype)[:, None], out=out[: len(rows)])
+    else:
+        out[: len(rows)] = rows
+    return out
+
+
+def _fill_pad(table: FloatArray) -> None:
+    table[-1, :] = np.inf
+    table[:, -1] = np.inf
+    table[-1, -1] = 0
+
+
+def pad_table(table: FloatArray) -> FloatArray:
+    """A copy with one more row and column, ``inf``, and 0 in their corner: the lane kernels' padding step."""
+    out = np.empty((table.shape[0] + 1, table.shape[1] + 1), table.dtype)
+    out[:-1, :-1] = table
+    _fill_pad(out)
+    return out

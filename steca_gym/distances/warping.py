@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steca_gym.distances import _kernels
-from steca_gym.distances._inputs import Ids, Problem, Ragged, Steps, prepare
-from steca_gym.distances._threads import resolve_num_threads, run_blocks
+from steca_gym.distances._inputs import Costs, Ids, Problem, Ragged, Steps, prepare
+from steca_gym.distances._solve import solve_matrix, solve_pairs
+from steca_gym.distances._threads import resolve_num_threads
 from steca_gym.distances.costs import FloatArray
 from steca_gym.distances.encoders import Encoder
 from steca_gym.distances.options import Cost, Normalize, Options
@@ -28,8 +29,6 @@ from steca_gym.errors import ConfigError, DataError
 
 MAX_TABLE_BYTES = 256 * 1024 * 1024
 """largest table of local costs that is made at once"""
-
-_PAIRS_PER_BLOCK = 256
 
 
 def dndtw(
@@ -125,8 +124,7 @@ def dndtw_matrix(
 
     Args:
         a: sequences, see ``dndtw_pairs``.
-        b: sequences; None: ``a`` itself (a symmetric matrix, half of it computed; a given cost table is then read
-            above the diagonal only where it is symmetric, and in full elsewhere).
+        b: sequences; None: ``a`` itself (a symmetric matrix, half of it computed).
         encoder: see ``dndtw``.
         vectors: see ``dndtw``.
         cost: see ``dndtw``.
@@ -142,8 +140,7 @@ def dndtw_matrix(
     options = Options(normalize=normalize, band=band, d_max=d_max, d_th=d_th)
     threads = resolve_num_threads(num_threads)
     problem = prepare(a, a if b is None else b, cost=cost, encoder=encoder, vectors=vectors)
-    rows, columns = np.divmod(np.arange(len(problem.a) * len(problem.b)), max(1, len(problem.b)))
-    return _pairs(problem, rows, columns, options, threads).reshape(len(problem.a), len(problem.b))
+    return _matrix(problem, options, threads)
 
 
 def dndtw_path(
@@ -182,7 +179,7 @@ def dndtw_path(
     ids_a, ids_b, n, m = problem.a.ids, problem.b.ids, problem.a.ids.size, problem.b.ids.size
     rows, local_a = np.unique(ids_a, return_inverse=True)
     columns, local_b = np.unique(ids_b, return_inverse=True)
-    table = problem.costs.table(rows.astype(np.int32), columns.astype(np.int32))
+    table = problem.costs.table(rows, columns, False)
     moves = np.empty((n, m), np.uint8)
     path = np.empty((n + m - 1, 2), np.int64)
     raw, count = _kernels.pair_path(
@@ -229,7 +226,7 @@ def _one(problem: Problem, options: Options) -> float:
     bound = options.raw_bound(n, m) * (1 + 1e-5)
     for first in range(0, n, block):
         rows, local_a = np.unique(ids_a[first : first + block], return_inverse=True)
-        table = problem.costs.table(rows, columns)
+        table = problem.costs.table(rows, columns, False)
         sides = (
             table,
             local_a.astype(np.int32),
@@ -256,24 +253,50 @@ def _pairs(
         return np.zeros(0)
     distinct_a, a = _compact(problem.a)
     distinct_b, b = (distinct_a, a) if problem.b is problem.a else _compact(problem.b)
-    if distinct_a.size * distinct_b.size * problem.costs.dtype.itemsize > MAX_TABLE_BYTES:
-        if rows.size == 1:
-            one = Problem(_pick(problem.a, rows), _pick(problem.b, columns), problem.costs)
-            return np.array([_one(one, options)])
-        halves = []
-        for part in (slice(0, rows.size // 2), slice(rows.size // 2, rows.size)):
-            used_a, local_rows = np.unique(rows[part], return_inverse=True)
-            used_b, local_columns = np.unique(columns[part], return_inverse=True)
-            piece = Problem(_pick(problem.a, used_a), _pick(problem.b, used_b), problem.costs)
-            halves.append(_pairs(piece, local_rows, local_columns, options, threads))
-        return np.concatenate(halves)
-    return _solve(problem.costs.table(distinct_a, distinct_b), a, b, rows, columns, options, threads)
+    if _fits(distinct_a, distinct_b, problem.costs):
+        table = problem.costs.table(distinct_a, distinct_b, True)
+        return solve_pairs(table, a, b, rows, columns, options, threads)
+    if rows.size == 1:
+        return np.array([_one(Problem(_pick(problem.a, rows), _pick(problem.b, columns), problem.costs), options)])
+    halves = []
+    for part in (slice(0, rows.size // 2), slice(rows.size // 2, rows.size)):
+        used_a, local_rows = np.unique(rows[part], return_inverse=True)
+        used_b, local_columns = np.unique(columns[part], return_inverse=True)
+        piece = Problem(_pick(problem.a, used_a), _pick(problem.b, used_b), problem.costs)
+        halves.append(_pairs(piece, local_rows, local_columns, options, threads))
+    return np.concatenate(halves)
+
+
+def _matrix(problem: Problem, options: Options, threads: int) -> NDArray[np.float64]:
+    """All distances; cuts the side with more distinct steps in halves until the cost table fits."""
+    a, b, costs = problem.a, problem.b, problem.costs
+    if len(a) == 0 or len(b) == 0:
+        return np.zeros((len(a), len(b)))
+    distinct_a, local_a = _compact(a)
+    distinct_b, local_b = (distinct_a, local_a) if b is a else _compact(b)
+    if _fits(distinct_a, distinct_b, costs):
+        return solve_matrix(costs.table(distinct_a, distinct_b, True), local_a, local_b, options, threads)
+    if len(a) == 1 and len(b) == 1:
+        return np.array([[_one(Problem(a, b, costs), options)]])
+    if len(b) == 1 or (len(a) > 1 and distinct_a.size >= distinct_b.size):
+        cut = len(a) // 2
+        parts = [_pick(a, np.arange(cut)), _pick(a, np.arange(cut, len(a)))]
+        return np.concatenate([_matrix(Problem(part, b, costs), options, threads) for part in parts])
+    cut = len(b) // 2
+    parts = [_pick(b, np.arange(cut)), _pick(b, np.arange(cut, len(b)))]
+    return np.concatenate([_matrix(Problem(a, part, costs), options, threads) for part in parts], axis=1)
+
+
+def _fits(distinct_a: Ids, distinct_b: Ids, costs: Costs) -> bool:
+    return (distinct_a.size + 1) * (distinct_b.size + 1) * costs.dtype.itemsize <= MAX_TABLE_BYTES
 
 
 def _compact(steps: Steps) -> tuple[Ids, Steps]:
     """The distinct ids in use, and the steps numbered by them."""
     used = np.zeros(int(steps.ids.max()) + 1, bool)
     used[steps.ids] = True
+    if used.all():
+        return np.arange(used.size, dtype=np.int32), steps
     number = np.cumsum(used, dtype=np.int32) - np.int32(1)
     return np.flatnonzero(used).astype(np.int32), Steps(number[steps.ids], steps.offsets)
 
@@ -284,60 +307,3 @@ def _pick(steps: Steps, sequences: NDArray[np.intp]) -> Steps:
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     flat = np.arange(offsets[-1]) + np.repeat(steps.offsets[sequences] - offsets[:-1], lengths)
     return Steps(steps.ids[flat], offsets)
-
-
-def _solve(
-    table: FloatArray,
-    a: Steps,
-    b: Steps,
-    rows: NDArray[np.intp],
-    columns: NDArray[np.intp],
-    options: Options,
-    threads: int,
-) -> NDArray[np.float64]:
-    """Distances of the pairs (rows[k], columns[k]) over a finished cost table."""
-    n, m = a.lengths[rows], b.lengths[columns]
-    divisors = _divisors(options, n, m)
-    bounds = np.full(rows.size, math.inf) if options.d_max is None else options.d_max * divisors * (1 + 1e-5)
-    radii = np.maximum(n, m) if options.band is None else np.maximum(options.band, np.abs(n - m))
-    raw = np.empty(rows.size, table.dtype)
-    lengths = np.ones(rows.size if options.normalize == "path" else 0, np.int32)
-
-    def work(block: int) -> None:
-        part = slice(block * _PAIRS_PER_BLOCK, (block + 1) * _PAIRS_PER_BLOCK)
-        _kernels.many_pairs(
-            table, a.ids, a.offsets, b.ids, b.offsets, rows[part], columns[part], radii[part], bounds[part],
-            int(m.max()), raw[part], lengths[part],
-        )  # fmt: skip
-
-    run_blocks(work, -(-rows.size // _PAIRS_PER_BLOCK), threads)
-    return _finish(raw.astype(np.float64), n, m, lengths, divisors, options)
-
-
-def _divisors(options: Options, n: NDArray[np.int64], m: NDArray[np.int64]) -> NDArray[np.float64]:
-    """``Options.largest_divisor`` of many pairs."""
-    if options.normalize == "sqrt":
-        return np.sqrt((n * n + m * m).astype(np.float64))
-    if options.normalize == "sum":
-        return (n + m).astype(np.float64)
-    if options.normalize == "path":
-        return (n + m - 1).astype(np.float64)
-    return np.ones(n.size)
-
-
-def _finish(
-    raw: NDArray[np.float64],
-    n: NDArray[np.int64],
-    m: NDArray[np.int64],
-    path_lengths: NDArray[np.int32],
-    divisors: NDArray[np.float64],
-    options: Options,
-) -> NDArray[np.float64]:
-    """``Options.finish`` of many pairs."""
-    if options.normalize == "ndtw":
-        assert options.d_th is not None
-        return np.exp(-raw / (m * options.d_th))
-    values = raw / (np.maximum(path_lengths, 1) if options.normalize == "path" else divisors)
-    if options.d_max is not None:
-        values[values > options.d_max] = math.inf
-    return values
