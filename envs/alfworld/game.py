@@ -1,0 +1,251 @@
+"""A ``game.tw-pddl`` file as compact tables: receptacles, objects, the goal and the initial state.
+
+Knows ALFWorld's one PDDL domain and its file format (json_2.1.x). Knows no play: ``engine`` moves through the states.
+
+Names are numbered as ALFWorld's demangler does without shuffling: ids of one type, sorted, get the highest number first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from steca_gym.errors import DataError
+
+TASK_TYPES = (
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "pick_two_obj_and_place",
+)
+
+_FLAG_OF = {"isclean": "clean", "ishot": "hot", "iscool": "cool"}
+
+
+class State(NamedTuple):
+    """Everything that changes in a game; immutable, so that a snapshot is a reference."""
+
+    location: int
+    """index of the agent's location"""
+    held: int
+    """index of the object in hand, or -1"""
+    contents: tuple[tuple[int, ...], ...]
+    """per receptacle its objects, ascending (the order of the texts)"""
+    at: tuple[tuple[int, ...], ...]
+    """per object the locations at which it lies"""
+    opened: int
+    """bit set over receptacles"""
+    clean: int
+    """bit set over objects, as the four below"""
+    hot: int
+    cool: int
+    sliced: int
+    toggled: int
+    taken: tuple[tuple[int, int], ...]
+    """(object, receptacle) pairs that an action has made false; the real engine's ``look`` lists such objects"""
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What wins: one of ALFWorld's six shapes."""
+
+    kind: str
+    """"place", "two" or "light" """
+    object_type: str
+    target_type: str
+    """receptacle type, or the lamp's object type for "light" """
+    flag: str = ""
+    """"", "clean", "hot" or "cool" """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Game:
+    """One game, read-only and shared by all episodes on it."""
+
+    task_type: str
+    task: str
+    """the task's text"""
+    receptacles: tuple[str, ...]
+    """shown names, in the order of the texts"""
+    receptacle_location: tuple[int, ...]
+    receptacle_type: tuple[str, ...]
+    openable: int
+    objects: tuple[str, ...]
+    object_type: tuple[str, ...]
+    pickupable: int
+    cleanable: int
+    heatable: int
+    coolable: int
+    sliceable: int
+    toggleable: int
+    is_container: int
+    """objects that can hold objects (plates, bowls): examined differently"""
+    nested: tuple[tuple[int, ...], ...]
+    """per object those inside it"""
+    can_contain: frozenset[tuple[str, str]]
+    """(receptacle type, object type) pairs"""
+    goal: Goal
+    start: State
+    put_template: str
+    """"move {o} to {r}" or "put {o} in/on {r}" """
+    put_feedback: str
+    help_text: str
+    walkthrough: tuple[str, ...]
+    by_location: Mapping[int, tuple[int, ...]]
+    """receptacles at a location"""
+    receptacle_index: Mapping[str, int]
+    object_index: Mapping[str, int]
+
+
+def _demangle(ids: list[str]) -> dict[str, str]:
+    def kind(entity: str) -> str:
+        name, bar, _ = entity.partition("_bar_")
+        return name + ("basin" if bar and "basin" in entity else "")
+
+    left: Counter[str] = Counter(kind(i) for i in ids if "_bar_" in i)
+    names = {}
+    for entity in sorted(ids):
+        if "_bar_" not in entity:
+            names[entity] = f"{entity} "
+            continue
+        name = kind(entity)
+        names[entity] = f"{name} {left[name]}"
+        left[name] -= 1
+    return names
+
+
+_FACT = re.compile(r"\(\s*([a-z]+)((?:\s+[^\s()]+)*)\s*\)")
+
+
+def _goal(text: str) -> Goal:
+    types = dict(re.findall(r"\((?:objecttype|receptacletype)\s+\?(\w+)\s+([a-z0-9]+)\s*\)", text))
+    if "istoggled" in text:
+        lamp = re.search(r"\(istoggled\s+\?(\w+)", text)
+        held = re.search(r"\(holds\s+\?\w+\s+\?(\w+)", text)
+        if lamp is None or held is None:
+            raise DataError("goal with a lamp but nothing to hold; expected one of ALFWorld's six goals")
+        return Goal("light", types[held.group(1)], types[lamp.group(1)])
+    flag = next((f for predicate, f in _FLAG_OF.items() if f"({predicate} " in text), "")
+    placed = re.search(r"\(inreceptacle\s+\?(\w+)\s+\?(\w+)", text)
+    if placed is None:
+        raise DataError("goal places nothing; expected one of ALFWorld's six goals")
+    kind = "two" if "(not (=" in re.sub(r"\s+", " ", text) else "place"
+    return Goal(kind, types[placed.group(1)], types[placed.group(2)], flag)
+
+
+def _string(grammar: str, pattern: str, default: str) -> str:
+    match = re.search(pattern, grammar, re.DOTALL)
+    return match.group(1) if match else default
+
+
+def load_game(data: Mapping[str, Any], task_type: str = "") -> Game:
+    """Compile the JSON of a ``game.tw-pddl``; raises DataError for what is not one."""
+    try:
+        problem, grammar = str(data["pddl_problem"]).lower(), str(data["grammar"])
+        init, goal_text = problem.split("(:init", 1)[1].split("(:goal", 1)
+    except (KeyError, IndexError) as error:
+        raise DataError(f"not a game.tw-pddl: {error} missing; expected pddl_problem and grammar") from error
+    facts: dict[str, list[tuple[str, ...]]] = {}
+    for name, arguments in _FACT.findall(init):
+        facts.setdefault(name, []).append(tuple(arguments.split()))
+
+    def pairs(name: str) -> list[tuple[str, str]]:
+        return [(f[0], f[1]) for f in facts.get(name, ())]
+
+    entities = {a for name, rows in facts.items() for row in rows for a in row if "distance" not in name}
+    names = _demangle(sorted(entities))
+    receptacle_ids = sorted({r for r, _ in pairs("receptacleatlocation")})
+    rec = {r: i for i, r in enumerate(receptacle_ids)}
+    object_ids = sorted(
+        ({o for o, _ in pairs("objectatlocation")} | {o for o, _ in pairs("inreceptacle")})
+        | {o for pair in pairs("inreceptacleobject") for o in pair}
+    )
+    obj = {o: i for i, o in enumerate(object_ids)}
+    locations = sorted({loc for _, loc in pairs("receptacleatlocation") + pairs("objectatlocation") + pairs("atlocation")})
+    loc = {name: i for i, name in enumerate(locations)}
+
+    def mask(predicate: str, index: Mapping[str, int]) -> int:
+        bits = 0
+        for row in facts.get(predicate, ()):
+            if row[0] in index:
+                bits |= 1 << index[row[0]]
+        return bits
+
+    contents: list[list[int]] = [[] for _ in receptacle_ids]
+    for o, r in pairs("inreceptacle"):
+        if r in rec:
+            contents[rec[r]].append(obj[o])
+    at: list[list[int]] = [[] for _ in object_ids]
+    for o, where in pairs("objectatlocation"):
+        at[obj[o]].append(loc[where])
+    nested: list[list[int]] = [[] for _ in object_ids]
+    for inner, outer in pairs("inreceptacleobject"):
+        nested[obj[outer]].append(obj[inner])
+    where_r = dict(pairs("receptacleatlocation"))
+    types_r, types_o = dict(pairs("receptacletype")), dict(pairs("objecttype"))
+    by_location: dict[int, list[int]] = {}
+    for i, r in enumerate(receptacle_ids):
+        by_location.setdefault(loc[where_r[r]], []).append(i)
+    goal = _goal(goal_text)
+    place = {"": TASK_TYPES[0], "clean": TASK_TYPES[2], "hot": TASK_TYPES[3], "cool": TASK_TYPES[4]}
+    kind = {"light": TASK_TYPES[1], "two": TASK_TYPES[5]}.get(goal.kind, place[goal.flag])
+    agent_at = pairs("atlocation")
+    start = State(
+        location=loc[agent_at[0][1]],
+        held=-1,
+        contents=tuple(tuple(sorted(set(c))) for c in contents),
+        at=tuple(tuple(sorted(set(a))) for a in at),
+        opened=mask("opened", rec),
+        clean=mask("isclean", obj),
+        hot=mask("ishot", obj),
+        cool=mask("iscool", obj),
+        sliced=mask("issliced", obj),
+        toggled=mask("istoggled", obj),
+        taken=(),
+    )
+    receptacles = tuple(names[r] for r in receptacle_ids)
+    objects = tuple(names[o] for o in object_ids)
+    return Game(
+        task_type=task_type or kind,
+        task=_string(grammar, r'"rhs":\s*"(Your task is to:[^"]*)"', ""),
+        receptacles=receptacles,
+        receptacle_location=tuple(loc[where_r[r]] for r in receptacle_ids),
+        receptacle_type=tuple(types_r.get(r, "") for r in receptacle_ids),
+        openable=mask("openable", rec),
+        objects=objects,
+        object_type=tuple(types_o.get(o, "") for o in object_ids),
+        pickupable=mask("pickupable", obj),
+        cleanable=mask("cleanable", obj),
+        heatable=mask("heatable", obj),
+        coolable=mask("coolable", obj),
+        sliceable=mask("sliceable", obj),
+        toggleable=mask("toggleable", obj),
+        is_container=mask("isreceptacleobject", obj),
+        nested=tuple(tuple(sorted(set(n))) for n in nested),
+        can_contain=frozenset(pairs("cancontain")),
+        goal=goal,
+        start=start,
+        put_template=_string(grammar, r'action PutObject \{\s*template :: "([^"]*)"', "move {o} to {r}"),
+        put_feedback=_string(
+            grammar, r'"PutObject\.feedback":\s*\[\s*\{\s*"rhs":\s*"([^"]*)"', "You move the {o.name} to the {r.name}."
+        ),
+        help_text=_string(grammar, r'action help \{.*?feedback :: "([^"]*)"', ""),
+        walkthrough=tuple(data.get("walkthrough") or ()),
+        by_location={k: tuple(v) for k, v in by_location.items()},
+        receptacle_index={n: i for i, n in enumerate(receptacles)},
+        object_index={n: i for i, n in enumerate(objects)},
+    )
+
+
+def read_game(text: str, task_type: str = "") -> Game:
+    """``load_game`` on the file's text."""
+    try:
+        return load_game(json.loads(text), task_type)
+    except json.JSONDecodeError as error:
+        raise DataError(f"not a game.tw-pddl: {error}; expected JSON") from error
