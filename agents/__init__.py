@@ -1,8 +1,11 @@
 """Concrete agents; importing this package registers their names."""
 
-from steca_gym.registry import agents
+from steca_gym.registry import agents, reflectors
 
 agents.register("expert", "steca_gym.agents.scripted:ExpertAgent")
 agents.register("random", "steca_gym.agents.scripted:RandomAgent")
 agents.register("replay", "steca_gym.agents.scripted:ReplayAgent")
 agents.register("transformers", "steca_gym.agents.transformers:TransformersAgent")
+agents.register("openai", "steca_gym.agents.openai:OpenAIAgent")
+
+reflectors.register("openai", "steca_gym.agents.openai:OpenAIReflector")

@@ -1,0 +1,113 @@
+"""Template and agent reflectors."""
+
+from collections.abc import Iterable, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steca_gym.agent import Need, Prompt, Turn, TurnRequest
+from steca_gym.errors import ConfigError
+from steca_gym.reflection import (
+    MAX_REFLECTION_WORDS,
+    AgentReflector,
+    ReflectionCase,
+    TemplateReflector,
+    clean_reflection,
+)
+from steca_gym.registry import reflectors
+from steca_gym.trajectory import Step, Trajectory
+
+
+def case(
+    observation: str = "On the shelf 1, you see a vase 1.",
+    *,
+    action: str = "go to shelf 1",
+    right: str = "open fridge 1",
+    thought: str = "",
+    **step: bool,
+) -> ReflectionCase:
+    history = Trajectory(
+        task_id="t",
+        first_observation="You are in a room.",
+        steps=(
+            Step(action="look", observation="You see a shelf 1."),
+            Step(action=action, observation=observation, **step),
+        ),
+    )
+    return ReflectionCase(history=history, right_action=right, expert_thought=thought)
+
+
+def template(of: ReflectionCase) -> str:
+    (reflection,) = TemplateReflector().reflect([of])
+    assert reflection.source == "template"
+    return reflection.text
+
+
+def test_the_template_says_what_was_tried_what_came_and_what_to_do() -> None:
+    assert template(case()) == "Go to shelf 1: that was wrong. I should open fridge 1."
+    assert template(case(thought="The apple is in the fridge.")) == (
+        "Go to shelf 1: that was wrong. The apple is in the fridge."
+    )
+    assert "nothing happened" in template(case("Nothing happens."))
+    assert "nothing happened" in template(case("I do not understand.", valid=False))
+    assert "changed nothing" in template(case("You see a shelf 1."))
+    assert template(case(action="hm hm", readable=False)) == "That was no action. I should open fridge 1."
+
+
+@given(st.text(max_size=80), st.text(min_size=1, max_size=200), st.text(max_size=300))
+def test_the_template_is_short_and_never_empty(action: str, right: str, thought: str) -> None:
+    text = template(case(action=action, right=right, thought=thought))
+    assert text and len(text.split()) <= TemplateReflector.max_words
+    assert text == template(case(action=action, right=right, thought=thought))
+
+
+def test_a_models_answer_is_reduced_to_one_thought() -> None:
+    assert clean_reflection('Thought: "I was\nwrong."\nAction: go') == "I was wrong."
+    assert clean_reflection("  I was wrong.  ") == "I was wrong."
+    assert clean_reflection("") == ""
+    assert len(clean_reflection("word " * 500).split()) == MAX_REFLECTION_WORDS
+
+
+class Echo:
+    name = "echo"
+    needs: frozenset[Need] = frozenset()
+
+    def __init__(self) -> None:
+        self.seen: list[TurnRequest] = []
+        self.released: list[str] = []
+
+    def act(self, requests: Sequence[TurnRequest]) -> list[Turn]:
+        self.seen += requests
+        return [Turn(text=f"Thought: Case {i} was wrong.\nAction: x") for i in range(len(requests))]
+
+    def release(self, episode_ids: Iterable[str]) -> None:
+        self.released += episode_ids
+
+
+def test_the_agent_reflects_on_the_whole_history_and_forgets_it() -> None:
+    agent = Echo()
+    reflector = AgentReflector(agent, Prompt(instruction="Play well."), max_new_tokens=20)
+    found = reflector.reflect([case(), case(right="open drawer 2")])
+    assert [(r.text, r.source) for r in found] == [
+        ("Case 0 was wrong.", "agent:echo"),
+        ("Case 1 was wrong.", "agent:echo"),
+    ]
+    first, second = agent.seen
+    assert [m.role for m in first.messages] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert "open fridge 1" in first.messages[-1].content
+    assert first.sampling.temperature == 0 and first.sampling.max_new_tokens == 20
+    assert agent.released == [first.episode_id, second.episode_id] and first.episode_id != second.episode_id
+
+
+def test_an_agent_that_needs_a_world_cannot_reflect() -> None:
+    class Expert(Echo):
+        needs: frozenset[Need] = frozenset({"expert_action"})
+
+    with pytest.raises(ConfigError, match="template"):
+        AgentReflector(Expert())
+
+
+def test_reflectors_are_found_by_name() -> None:
+    assert reflectors.get("template") is TemplateReflector
+    assert reflectors.get("agent") is AgentReflector
