@@ -99,64 +99,77 @@ def embed_texts(data, offsets, dim, min_n, max_n, word_weight, idf, out):  # typ
                 row[k] *= scale
 
 
-@njit(cache=True, nogil=True)
-def hash_rows(words, out):  # type: ignore[no-untyped-def]
-    """64-bit digest of each row of ``words`` (n, k), uint64; four chains, so that the multiplications overlap."""
-    k1 = np.uint64(0x9E3779B97F4A7C15)
-    k2 = np.uint64(0xC2B2AE3D27D4EB4F)
-    n, width = words.shape
-    quads = width // 4 * 4
-    for i in range(n):
-        h0 = k1
-        h1 = k2
-        h2 = k1 ^ np.uint64(1)
-        h3 = k2 ^ np.uint64(1)
-        for j in range(0, quads, 4):
-            h0 = (h0 ^ words[i, j]) * k1
-            h1 = (h1 ^ words[i, j + 1]) * k1
-            h2 = (h2 ^ words[i, j + 2]) * k1
-            h3 = (h3 ^ words[i, j + 3]) * k1
-            h0 ^= h0 >> np.uint64(29)
-            h1 ^= h1 >> np.uint64(29)
-            h2 ^= h2 >> np.uint64(29)
-            h3 ^= h3 >> np.uint64(29)
-        for j in range(quads, width):
-            h0 = (h0 ^ words[i, j]) * k1
-            h0 ^= h0 >> np.uint64(29)
-        h = ((h0 * k2 ^ h1) * k2 ^ h2) * k2 ^ h3
-        h ^= h >> np.uint64(32)
-        out[i] = h * k1
+@njit(cache=True, nogil=True, forceinline=True)
+def _digest(row, coefficients):  # type: ignore[no-untyped-def]
+    # Multilinear hashing, (32 x 32 -> 64 bit products, summed): vectorised by LLVM, about 16 bytes a cycle.
+    total = np.uint64(0x9E3779B97F4A7C15)
+    for k in range(row.size):
+        total += np.uint64(row[k]) * np.uint64(coefficients[k])
+    total ^= total >> np.uint64(32)
+    return total * np.uint64(0xC2B2AE3D27D4EB4F)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _equal(a, b):  # type: ignore[no-untyped-def]
+    # Blocks of a fixed size without an exit inside, so that they vectorise.
+    blocks = a.size // 64
+    for block in range(blocks):
+        different = np.uint32(0)
+        for k in range(64):
+            different |= a[block * 64 + k] ^ b[block * 64 + k]
+        if different:
+            return False
+    for k in range(blocks * 64, a.size):
+        if a[k] != b[k]:
+            return False
+    return True
 
 
 @njit(cache=True, nogil=True)
-def group_rows(words, digests, order_table, ids, firsts):  # type: ignore[no-untyped-def]
-    """Number equal rows alike, in order of first appearance; returns the number of distinct rows.
+def number_rows(words, coefficients, slots, digests, known, count, start, ids):  # type: ignore[no-untyped-def]
+    """Number equal rows alike, in order of first appearance, each row being read from memory once.
 
-    ``order_table``: int32, a power of two > 2 n slots, filled with -1 (open addressing). ``firsts[u]`` is the first
-    row of group ``u``. Equality is of the bytes; equal digests of different rows cost a probe, never an error.
+    Args:
+        words: uint32 (n, width), the rows' bytes.
+        coefficients: uint32 (width,), odd numbers without a pattern.
+        slots: int32, a power of two > 2 * capacity of them; -1 where free (open addressing).
+        digests: uint64 (capacity,). known: uint32 (capacity, width), a copy of each distinct row.
+        count: distinct rows known before. start: first row to look at.
+        ids: int32 (n,), filled from ``start``.
+
+    Returns:
+        The number of distinct rows, and of rows done; fewer than n when ``known`` is full. Equal means equal bytes:
+        a digest shared by different rows costs a probe, never an error.
     """
-    mask = np.uint64(order_table.size - 1)
-    count = 0
-    width = words.shape[1]
-    for i in range(words.shape[0]):
-        slot = digests[i] & mask
+    mask = np.int64(slots.size - 1)
+    for i in range(start, words.shape[0]):
+        row = words[i]
+        digest = _digest(row, coefficients)
+        slot = np.int64(digest >> np.uint64(20)) & mask
         while True:
-            group = order_table[np.int64(slot)]
+            group = slots[slot]
             if group < 0:
-                order_table[np.int64(slot)] = count
-                firsts[count] = i
+                if count == known.shape[0]:
+                    return count, i
+                slots[slot] = count
+                digests[count] = digest
+                known[count] = row
                 ids[i] = count
                 count += 1
                 break
-            first = firsts[group]
-            if digests[first] == digests[i]:
-                same = True
-                for k in range(width):
-                    if words[first, k] != words[i, k]:
-                        same = False
-                        break
-                if same:
-                    ids[i] = group
-                    break
-            slot = (slot + np.uint64(1)) & mask
-    return count
+            if digests[group] == digest and _equal(row, known[group]):
+                ids[i] = group
+                break
+            slot = (slot + 1) & mask
+    return count, words.shape[0]
+
+
+@njit(cache=True, nogil=True)
+def refill_slots(digests, count, slots):  # type: ignore[no-untyped-def]
+    """Enter ``count`` distinct rows into a larger, empty slot table."""
+    mask = np.int64(slots.size - 1)
+    for group in range(count):
+        slot = np.int64(digests[group] >> np.uint64(20)) & mask
+        while slots[slot] >= 0:
+            slot = (slot + 1) & mask
+        slots[slot] = group

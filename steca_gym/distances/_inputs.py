@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from steca_gym.distances._hashing import group_rows, hash_rows
+from steca_gym.distances._rows import number_all
 from steca_gym.distances.costs import FloatArray, checked_norms, cost_table, pad_table
 from steca_gym.distances.encoders import Encoder, encode_checked, resolve_encoder
 from steca_gym.distances.options import COST_CODES
@@ -114,21 +114,48 @@ def _flatten(batch: Any, what: str) -> tuple[Any, Offsets, str]:
     first = batch[0]
     if isinstance(first, str):
         raise DataError(f"{what}[0] is a text, expected a sequence of them; for one pair call dndtw(a, b)")
-    for k, sequence in enumerate(batch):
-        if len(sequence) == 0:
-            raise DataError(f"{what}[{k}] is empty, expected at least one step; drop it before measuring")
-        offsets[k + 1] = len(sequence)
-    np.cumsum(offsets, out=offsets)
+    np.cumsum(np.fromiter(map(len, batch), np.int64, len(batch)), out=offsets[1:])
+    if (np.diff(offsets) == 0).any():
+        k = int(np.flatnonzero(np.diff(offsets) == 0)[0])
+        raise DataError(f"{what}[{k}] is empty, expected at least one step; drop it before measuring")
     if _is_texts(first):
         return list(itertools.chain.from_iterable(batch)), offsets, "texts"
-    arrays = [_checked_array(sequence, f"{what}[{k}]") for k, sequence in enumerate(batch)]
-    for k, array in enumerate(arrays):
-        if array.shape[1:] != arrays[0].shape[1:]:
-            raise DataError(
-                f"{what}[{k}] has shape {array.shape} and {what}[0] {arrays[0].shape}; all steps need the same dim"
-            )
-    flat = np.concatenate(arrays)
-    return flat, offsets, "vectors" if flat.ndim == 2 else "ids"
+    if not _uniform(batch):
+        batch = [_checked_array(sequence, f"{what}[{k}]") for k, sequence in enumerate(batch)]
+        for k, array in enumerate(batch):
+            if array.shape[1:] != batch[0].shape[1:] or array.ndim != batch[0].ndim:
+                raise DataError(
+                    f"{what}[{k}] has shape {array.shape} and {what}[0] {batch[0].shape}; all steps need one dim"
+                )
+        if any(array.dtype != batch[0].dtype for array in batch):
+            batch = [array.astype(np.float64) for array in batch]
+    if batch[0].ndim == 2:
+        return batch, offsets, "vectors"
+    return np.concatenate(batch).astype(np.int64, copy=False), offsets, "ids"
+
+
+def _uniform(batch: Any) -> bool:
+    """Whether all are arrays that ``_checked_array`` would pass as they are, and alike; one cheap look at each."""
+    first = batch[0]
+    if type(first) is not np.ndarray or first.ndim not in (1, 2):
+        return False
+    if first.ndim == 1:
+        return first.dtype.kind in "iu" and all(
+            type(array) is np.ndarray and array.ndim == 1 and array.dtype is first.dtype for array in batch
+        )
+    dim, dtype = first.shape[1], first.dtype
+    return (
+        dim > 0
+        and dtype in (np.float32, np.float64)
+        and all(
+            type(array) is np.ndarray
+            and array.ndim == 2
+            and array.shape[1] == dim
+            and array.dtype is dtype
+            and array.flags.c_contiguous
+            for array in batch
+        )
+    )
 
 
 def _checked_offsets(offsets: Any, num_steps: int, what: str) -> Offsets:
@@ -165,20 +192,6 @@ def _checked_array(values: Any, what: str) -> NDArray[Any]:
     )
 
 
-def _number_rows(rows: FloatArray) -> tuple[Ids, NDArray[np.int64]]:
-    """Number equal rows alike: (number of each row, first row of each number)."""
-    size = rows.shape[1] * rows.itemsize
-    words = rows.view(np.uint64) if size % 8 == 0 else rows.view(np.uint32).astype(np.uint64)
-    n = len(rows)
-    digests = np.empty(n, np.uint64)
-    hash_rows(words, digests)
-    slots = np.full(1 << max(4, (2 * n).bit_length()), -1, np.int32)
-    ids = np.empty(n, np.int32)
-    firsts = np.empty(n, np.int64)
-    count = group_rows(words, digests, slots, ids, firsts)
-    return ids, firsts[:count]
-
-
 def _number_texts(texts: Sequence[str]) -> tuple[Ids, list[str]]:
     table: dict[str, int] = {}
     ids = np.fromiter((table.setdefault(text, len(table)) for text in texts), np.int32, len(texts))
@@ -206,7 +219,9 @@ def checked_table(cost: Any) -> FloatArray:
         raise DataError(
             f"a given cost must be a matrix with at least one cell, got {array.dtype} {array.shape}"
         )
-    table: FloatArray = np.ascontiguousarray(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
+    table: FloatArray = np.ascontiguousarray(
+        array, dtype=np.float64 if array.dtype == np.float64 else np.float32
+    )
     # NaN fails the first comparison and infinity the second; one pass each, no temporary but the minimum.
     if not (table.min() >= 0 and table.max() < np.inf):
         bad = np.argwhere(~((table >= 0) & (table < np.inf)))[0]
@@ -221,11 +236,12 @@ def prepare(
     cost: Any,
     encoder: Encoder | str | None,
     vectors: Any,
+    threads: int = 1,
     names: tuple[str, str] = ("A", "B"),
 ) -> Problem:
     """Number the steps of both batches and find their costs. ``batch_b`` may be ``batch_a`` itself.
 
-    ``names``: what the sides are called in messages; lower case for single sequences.
+    ``threads``: for the reading of embeddings; ``names``: what the sides are called in messages; lower case for single sequences.
     """
     flat_a, off_a, kind_a = _flatten(batch_a, names[0])
     flat_b, off_b, kind_b = (flat_a, off_a, kind_a) if batch_b is batch_a else _flatten(batch_b, names[1])
@@ -257,26 +273,42 @@ def prepare(
             norms = checked_norms(rows, cost == "cosine", lambda u: f"the embedding of {texts[u]!r}")
             costs = Costs(cost, rows, norms)
     else:
-        if not same and flat_a.size and flat_b.size and flat_a.shape[1] != flat_b.shape[1]:
-            raise DataError(
-                f"{names[0]} has dim {flat_a.shape[1]} and {names[1]} {flat_b.shape[1]}; they must agree"
-            )
-        rows = flat_a if same else np.concatenate([flat_a, flat_b])
-        ids, firsts = _number_rows(rows)
+        (ids_a, ids_b), distinct = _number_vectors(flat_a, flat_b, same, threads, names)
+        steps_a = Steps(ids_a, off_a)
+        steps_b = steps_a if same else Steps(ids_b, off_b)
 
         def where(u: int) -> str:
-            flat = int(firsts[u])
-            return (
-                _locate(flat, off_a, names[0])
-                if flat < len(flat_a)
-                else _locate(flat - len(flat_a), off_b, names[1])
-            )
+            found = np.flatnonzero(ids_a == u)
+            if found.size:
+                return _locate(int(found[0]), off_a, names[0])
+            return _locate(int(np.flatnonzero(ids_b == u)[0]), off_b, names[1])
 
-        distinct = rows[firsts]
         norms = checked_norms(distinct, cost == "cosine", where)
-        costs = Costs("exact") if cost == "exact" else Costs(cost, distinct, norms)
+        return Problem(steps_a, steps_b, Costs("exact") if cost == "exact" else Costs(cost, distinct, norms))
     a = Steps(ids[: len(flat_a)], off_a)
     return Problem(a, a if same else Steps(ids[len(flat_a) :], off_b), costs)
+
+
+def _number_vectors(
+    flat_a: Any, flat_b: Any, same: bool, threads: int, names: tuple[str, str]
+) -> tuple[tuple[Ids, Ids], FloatArray]:
+    """Number equal embeddings of both sides alike: (ids of A, ids of B), distinct rows."""
+    parts = [part for part in ((flat_a,) if same else (flat_a, flat_b)) if len(part)]
+    firsts = [part if isinstance(part, np.ndarray) else part[0] for part in parts]
+    if firsts[-1].shape[1] != firsts[0].shape[1]:
+        dims = [first.shape[1] for first in firsts]
+        raise DataError(f"{names[0]} has dim {dims[0]} and {names[1]} dim {dims[1]}; they must agree")
+    if firsts[-1].dtype != firsts[0].dtype:
+        parts = [
+            part.astype(np.float64)
+            if isinstance(part, np.ndarray)
+            else [rows.astype(np.float64) for rows in part]
+            for part in parts
+        ]
+    ids, distinct = number_all(parts, threads)
+    none = np.zeros(0, np.int32)
+    ids_a = ids[0] if len(flat_a) else none
+    return (ids_a, ids_a if same else ids[-1] if len(flat_b) else none), distinct
 
 
 def _given(
@@ -284,7 +316,11 @@ def _given(
 ) -> Problem:
     a = Steps(_checked_ids(np.asarray(flat_a, np.int64), off_a, table.shape[0], names[0]), off_a)
     same = flat_b is flat_a and table.shape[0] == table.shape[1] and bool((table == table.T).all())
-    b = a if same else Steps(_checked_ids(np.asarray(flat_b, np.int64), off_b, table.shape[1], names[1]), off_b)
+    b = (
+        a
+        if same
+        else Steps(_checked_ids(np.asarray(flat_b, np.int64), off_b, table.shape[1], names[1]), off_b)
+    )
     return Problem(a, b, Costs("given", table))
 
 

@@ -10,6 +10,28 @@ import numpy as np
 from numba import njit
 
 
+@njit(cache=True, nogil=True, forceinline=True)
+def _four_rows(table, u0, u1, u2, u3, b, edge, row):  # type: ignore[no-untyped-def]
+    """Four rows without a band: their chains overlap, and only the fourth goes through memory; returns its minimum."""
+    inf = table.dtype.type(np.inf)
+    c0, c1, c2, c3 = table[u0], table[u1], table[u2], table[u3]
+    x0 = x1 = x2 = x3 = best = inf
+    diagonal = edge
+    e1 = e2 = e3 = inf
+    for j in range(b.size):
+        k = b[j]
+        up = row[j + 1]
+        y0 = c0[k] + min(min(diagonal, up), x0)
+        y1 = c1[k] + min(min(e1, y0), x1)
+        y2 = c2[k] + min(min(e2, y1), x2)
+        y3 = c3[k] + min(min(e3, y2), x3)
+        row[j + 1] = y3
+        best = min(best, y3)
+        diagonal, e1, e2, e3 = up, y0, y1, y2
+        x0, x1, x2, x3 = y0, y1, y2, y3
+    return best
+
+
 @njit(cache=True, nogil=True)
 def pair_cost(table, a, b, first, radius, bound, row):  # type: ignore[no-untyped-def]
     """Accumulated cost of one pair; ``inf`` once a whole row exceeds ``bound``.
@@ -25,7 +47,16 @@ def pair_cost(table, a, b, first, radius, bound, row):  # type: ignore[no-untype
         for j in range(m + 1):
             row[j] = inf
         diagonal = table.dtype.type(0)
-    for i in range(first, n):
+    done = first
+    if radius >= max(n, m):
+        while done + 4 <= n:
+            k = done - first
+            best = _four_rows(table, a[k], a[k + 1], a[k + 2], a[k + 3], b, diagonal, row)
+            diagonal = inf
+            done += 4
+            if best > bound:
+                return inf
+    for i in range(done, n):
         low = max(0, i - radius)
         high = min(m, i + radius + 1)
         left = inf

@@ -18,7 +18,18 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from steca_gym.distances._simd import vadd, vany_within, vfull, vgather, vload, vload_ids, vmin, vmin_bits, vstore, vwithin
+from steca_gym.distances._simd import (
+    vadd,
+    vany_within,
+    vfull,
+    vgather,
+    vload,
+    vload_ids,
+    vmin,
+    vmin_bits,
+    vstore,
+    vwithin,
+)
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -107,7 +118,9 @@ def _fetch(table, u, ids_b, length, lanes, costs, slots, owners, used):  # type:
 
 
 @njit(cache=True, nogil=True)
-def cross_group(table, ids_a, off_a, chosen, ids_b, above, length, shifts, widths, bounds, costs, slots, owners, row, out):  # type: ignore[no-untyped-def]  # noqa: E501
+def cross_group(
+    table, ids_a, off_a, chosen, ids_b, above, length, shifts, widths, bounds, costs, slots, owners, row, out
+):  # type: ignore[no-untyped-def]  # noqa: E501
     """Accumulated costs of sequences ``chosen`` of A against one group of B's, one in each lane.
 
     The lane costs of a step of A (its table row, gathered by the group's ids) are laid out once in ``costs`` and
@@ -162,9 +175,15 @@ def cross_group(table, ids_a, off_a, chosen, ids_b, above, length, shifts, width
                     edge = vload(source, (low - 1) * lanes)
             p0, used = _fetch(table, ids_a[first + i], ids_b, length, lanes, costs, slots, owners, used)
             if rows == 4:
-                p1, used = _fetch(table, ids_a[first + i + 1], ids_b, length, lanes, costs, slots, owners, used)
-                p2, used = _fetch(table, ids_a[first + i + 2], ids_b, length, lanes, costs, slots, owners, used)
-                p3, used = _fetch(table, ids_a[first + i + 3], ids_b, length, lanes, costs, slots, owners, used)
+                p1, used = _fetch(
+                    table, ids_a[first + i + 1], ids_b, length, lanes, costs, slots, owners, used
+                )
+                p2, used = _fetch(
+                    table, ids_a[first + i + 2], ids_b, length, lanes, costs, slots, owners, used
+                )
+                p3, used = _fetch(
+                    table, ids_a[first + i + 3], ids_b, length, lanes, costs, slots, owners, used
+                )
                 last, best = _rows4(
                     costs, p0, p1, p2, p3, source, row, low, high, edge, inf, shift, width, i, lanes
                 )
@@ -212,8 +231,12 @@ def pairs_group(table, ids_a, ids_b, height, length, above, edges, shifts, width
             k = j * lanes
             columns = vload_ids(ids_b, k, row)
             up = vload(source, k)
-            y0 = _in_band(_cell(vgather(flat, 0, vadd(base0, columns)), diagonal, up, x0), j - i, shift, width, inf)
-            y1 = _in_band(_cell(vgather(flat, 0, vadd(base1, columns)), e1, y0, x1), j - i - 1, shift, width, inf)
+            y0 = _in_band(
+                _cell(vgather(flat, 0, vadd(base0, columns)), diagonal, up, x0), j - i, shift, width, inf
+            )
+            y1 = _in_band(
+                _cell(vgather(flat, 0, vadd(base1, columns)), e1, y0, x1), j - i - 1, shift, width, inf
+            )
             vstore(row, k, y1)
             best = vmin_bits(best, y1)
             diagonal, e1, x0, x1 = up, y0, y0, y1

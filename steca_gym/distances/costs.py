@@ -16,7 +16,7 @@ from steca_gym.errors import DataError
 
 FloatArray = NDArray[np.floating[Any]]
 
-_NEAR = 1e-3
+NEAR = 1e-3
 """below this squared distance, relative to the squared norms, the Gram form has lost digits: compute it directly"""
 
 
@@ -107,7 +107,7 @@ def cost_table(
     left = _padded(a, norms_a, cosine, pad)
     right = left if b is a else _padded(b, norms_b, cosine, pad)
     table: FloatArray = left @ right.T
-    _finish_table(table[: len(a), : len(b)], a, b, norms_a, norms_b, cosine, _NEAR, b is a)
+    _finish_table(table[: len(a), : len(b)], a, b, norms_a, norms_b, cosine, NEAR, b is a)
     if pad:
         _fill_pad(table)
     return table

@@ -21,14 +21,17 @@ from numpy.typing import NDArray
 from steca_gym.distances import _kernels
 from steca_gym.distances._inputs import Costs, Ids, Problem, Ragged, Steps, prepare
 from steca_gym.distances._solve import solve_matrix, solve_pairs
+from steca_gym.distances._single import MAX_PRODUCTS, short_pair
 from steca_gym.distances._threads import resolve_num_threads
-from steca_gym.distances.costs import FloatArray
+from steca_gym.distances.costs import NEAR, FloatArray, checked_norms, cost_table
 from steca_gym.distances.encoders import Encoder
-from steca_gym.distances.options import Cost, Normalize, Options
+from steca_gym.distances.options import DEFAULT_OPTIONS, Cost, Normalize, Options
 from steca_gym.errors import ConfigError, DataError
 
 MAX_TABLE_BYTES = 256 * 1024 * 1024
 """largest table of local costs that is made at once"""
+
+_FLOATS = frozenset((np.dtype(np.float32), np.dtype(np.float64)))
 
 
 def dndtw(
@@ -61,9 +64,25 @@ def dndtw(
         DataError: an empty sequence, a NaN, dims that differ, a negative cost; with the index and the value.
         ConfigError: settings that do not go together.
     """
-    options = Options(normalize=normalize, band=band, d_max=d_max, d_th=d_th)
-    problem = _single(a, b, cost, encoder, vectors)
-    return _one(problem, options)
+    plain = normalize == "sqrt" and band is None and d_max is None and d_th is None
+    options = DEFAULT_OPTIONS if plain else Options(normalize=normalize, band=band, d_max=d_max, d_th=d_th)
+    if (
+        type(a) is np.ndarray
+        and type(b) is np.ndarray
+        and a.ndim == 2
+        and b.ndim == 2
+        and encoder is None
+        and vectors is None
+        and (cost == "cosine" or cost == "l2" if type(cost) is str else False)
+        and normalize != "path"
+        and a.dtype in _FLOATS
+        and a.dtype == b.dtype
+        and a.shape[1] == b.shape[1]
+        and a.size
+        and b.size
+    ):
+        return _embedded(a, b, cost == "cosine", options, plain)
+    return _one(_single(a, b, cost, encoder, vectors), options)
 
 
 def dndtw_pairs(
@@ -98,7 +117,7 @@ def dndtw_pairs(
     """
     options = Options(normalize=normalize, band=band, d_max=d_max, d_th=d_th)
     threads = resolve_num_threads(num_threads)
-    problem = prepare(a, b, cost=cost, encoder=encoder, vectors=vectors)
+    problem = prepare(a, b, cost=cost, encoder=encoder, vectors=vectors, threads=threads)
     if len(problem.a) != len(problem.b):
         raise DataError(
             f"pairs need as many sequences in A as in B, got {len(problem.a)} and {len(problem.b)}"
@@ -139,7 +158,8 @@ def dndtw_matrix(
     """
     options = Options(normalize=normalize, band=band, d_max=d_max, d_th=d_th)
     threads = resolve_num_threads(num_threads)
-    problem = prepare(a, a if b is None else b, cost=cost, encoder=encoder, vectors=vectors)
+    other = a if b is None else b
+    problem = prepare(a, other, cost=cost, encoder=encoder, vectors=vectors, threads=threads)
     return _matrix(problem, options, threads)
 
 
@@ -187,6 +207,28 @@ def dndtw_path(
         np.empty(m + 1, table.dtype), path,
     )  # fmt: skip
     return options.finish(float(raw), n, m, int(count)), path[:count].copy()
+
+
+def _embedded(a: FloatArray, b: FloatArray, cosine: bool, options: Options, plain: bool) -> float:
+    """One pair of checked embeddings: no numbering, since a table of their own costs is what is needed."""
+    if not (a.flags.c_contiguous and b.flags.c_contiguous):
+        a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    n, m = len(a), len(b)
+    radius = max(n, m) if plain else _radius(options, n, m)
+    bound = math.inf if plain else options.raw_bound(n, m) * (1 + 1e-5)
+    if n * m * a.shape[1] <= MAX_PRODUCTS:
+        raw = short_pair(a, b, cosine, NEAR, radius, bound)
+        if raw >= 0:
+            return float(raw) / math.sqrt(n * n + m * m) if plain else options.finish(float(raw), n, m, 1)
+    norms_a = checked_norms(a, cosine, lambda i: f"a[{i}]")
+    norms_b = checked_norms(b, cosine, lambda j: f"b[{j}]")
+    if n * m * a.itemsize > MAX_TABLE_BYTES:
+        return _one(_single(a, b, "cosine" if cosine else "l2", None, None), options)
+    table = cost_table(a, b, norms_a, norms_b, cosine, False)
+    raw = _kernels.pair_cost(
+        table, np.arange(n), np.arange(m), 0, radius, bound, np.empty(m + 1, table.dtype)
+    )
+    return options.finish(float(raw), n, m, 1)
 
 
 def _single(a: Any, b: Any, cost: Any, encoder: Encoder | str | None, vectors: Any) -> Problem:
@@ -257,7 +299,9 @@ def _pairs(
         table = problem.costs.table(distinct_a, distinct_b, True)
         return solve_pairs(table, a, b, rows, columns, options, threads)
     if rows.size == 1:
-        return np.array([_one(Problem(_pick(problem.a, rows), _pick(problem.b, columns), problem.costs), options)])
+        return np.array(
+            [_one(Problem(_pick(problem.a, rows), _pick(problem.b, columns), problem.costs), options)]
+        )
     halves = []
     for part in (slice(0, rows.size // 2), slice(rows.size // 2, rows.size)):
         used_a, local_rows = np.unique(rows[part], return_inverse=True)
