@@ -6,6 +6,7 @@ statistics: a StepRewards decides each comparison.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -144,7 +145,7 @@ class _Detector:
     # -- asking ----------------------------------------------------------------------------------------------
 
     def _wishes(self, candidate: _Candidate, priority: float) -> list[Wish]:
-        explored, wishes = candidate.explored, []
+        wishes: list[Wish] = []
         if candidate.needs_rest and candidate.rest is None:
             if not candidate.rest_asked:
                 candidate.rest_asked = True
@@ -165,7 +166,7 @@ class _Detector:
                 if value.has(index):
                     self.counts += Counts(num_samples_shared=1)
                 else:
-                    wishes.append(self._sample(explored.trajectory.task_id, value, index, priority))
+                    wishes.append(self._sample(candidate, value, index, priority))
         return wishes
 
     def _rest_request(self, candidate: _Candidate) -> EpisodeRequest:
@@ -180,14 +181,19 @@ class _Detector:
             max_agent_turns=self.settings.max_steps,
         )
 
-    def _sample(self, task_id: str, value: StateValue, index: int, priority: float) -> Wish:
+    def _sample(self, candidate: _Candidate, value: StateValue, index: int, priority: float) -> Wish:
         attempt = self.attempts.get((id(value), index), 0)
+        turns, patience = self.reward_settings.max_steps, self.reward_settings.patience
+        if patience is not None:
+            # The same for both states of the comparison.
+            left = len(self.exploration.expert) - candidate.explored.step
+            turns = min(turns, math.ceil(patience * left) + 4)
         request = EpisodeRequest(
-            task_id=task_id,
+            task_id=candidate.explored.trajectory.task_id,
             seed=derive_seed(self.seed, value.token, self.settings.round, "sample", index, attempt),
             sampling=sampling(self.settings, self.reward_settings.temperature),
             start=value.fork,
-            max_agent_turns=self.reward_settings.max_steps,
+            max_agent_turns=turns,
         )
         return Wish(request=request, priority=priority, value=value, index=index)
 

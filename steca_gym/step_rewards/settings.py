@@ -37,6 +37,9 @@ class StepRewardSettings:
     """of the continuations"""
     max_steps: int = 40
     """agent turns per continuation (the environment's own horizon holds as well)"""
+    patience: float | None = 3.0
+    """a continuation may also take no more than this many times the expert's remaining steps, plus 4 (an
+    agent that is lost mostly stays lost, and lost continuations are the long ones); None: no such limit"""
     reuse: Reuse = "state"
     """whose samples a state may use: of an equal environment state (exact for agents that look at the state
     only), of an equal history (exact for every agent), or none but its own"""
@@ -71,6 +74,8 @@ class StepRewardSettings:
         for name in ("num_samples", "max_samples", "max_steps", "critic_min_states"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"patience must be >= 1 (or None for no limit), got {self.patience}")
         if self.temperature < 0 or self.lookahead < 0 or self.critic_margin < 0:
             raise ConfigError(
                 "temperature, lookahead and critic_margin must be >= 0, got "
@@ -90,5 +95,12 @@ class StepRewardSettings:
         return cls(**{**_PRESETS[name], **changes})
 
 
-_REFERENCE = {"estimator": "fixed", "num_samples": 5, "temperature": 1.0, "max_steps": 40, "reuse": "none"}
+_REFERENCE: dict[str, Any] = {
+    "estimator": "fixed",
+    "num_samples": 5,
+    "temperature": 1.0,
+    "max_steps": 40,
+    "patience": None,
+    "reuse": "none",
+}
 _PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": _REFERENCE, "repo": _REFERENCE}
