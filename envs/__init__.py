@@ -14,3 +14,5 @@ def _register(env_id: str, entry_point: str) -> None:
 
 _register("steca/ALFWorld-v0", "alfworld:make_alfworld")
 _register("steca/Household-v0", "alfworld:make_household")
+_register("steca/BabyAI-v0", "babyai:make_babyai")
+_register("steca/TextWorld-v0", "textworld:make_textworld")
