@@ -3,6 +3,8 @@
 Knows sorting, padding, bounds and the choice between lanes and one pair at a time. Knows no embeddings.
 """
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+
 from __future__ import annotations
 
 from typing import Any
@@ -29,26 +31,26 @@ _SLACK = 1.0 + 1e-5
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _divisor(n, m, code):  # type: ignore[no-untyped-def]
+def _divisor(n, m, code):
     if code == SQRT:
         return np.sqrt(float(n * n + m * m))
     return float(n + m) if code == SUM else 1.0
 
 
 def _if_set(setting: Any, array: Any) -> Any:
-    """``array``, or None where ``setting`` is; decided when a kernel is compiled, so that it holds no dead code."""
+    """``array``, or None where ``setting`` is; decided when a kernel is compiled."""
     return None if setting is None else array
 
 
-@overload(_if_set)  # type: ignore[untyped-decorator]
-def _if_set_kernel(setting, array):  # type: ignore[no-untyped-def]
+@overload(_if_set)
+def _if_set_kernel(setting, array):
     if isinstance(setting, types.NoneType):
         return lambda setting, array: None
     return lambda setting, array: array
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _finish(raw, n, m, code, d_max):  # type: ignore[no-untyped-def]
+def _finish(raw, n, m, code, d_max):
     value = raw / _divisor(n, m, code)
     if d_max is not None:
         if value > d_max:
@@ -57,7 +59,7 @@ def _finish(raw, n, m, code, d_max):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _pack(ids, start, n, length, lane, lanes, pad, scale, out):  # type: ignore[no-untyped-def]
+def _pack(ids, start, n, length, lane, lanes, pad, scale, out):
     """Write one sequence into its lane, padded in front."""
     for j in range(length - n):
         out[j * lanes + lane] = pad * scale
@@ -66,11 +68,11 @@ def _pack(ids, start, n, length, lane, lanes, pad, scale, out):  # type: ignore[
 
 
 @njit(cache=True, nogil=True)
-def pairs_block(table, ids_a, off_a, ids_b, off_b, rows, columns, order, lanes, band, d_max, code, out):  # type: ignore[no-untyped-def]
+def pairs_block(table, ids_a, off_a, ids_b, off_b, rows, columns, order, lanes, band, d_max, code, out):
     """Distances of the pairs ``order`` (similar lengths side by side) into ``out[order]``.
 
-    ``table`` has the pad row and column; ``rows``, ``columns``: sequences of A and B of each pair; ``band``: int or
-    None; ``d_max``: float or None; ``code``: normalisation.
+    ``table`` has the pad row and column; ``rows``, ``columns``: sequences of A and B of each pair; ``band``:
+    int or None; ``d_max``: float or None; ``code``: normalisation.
     """
     most_n = most_m = 1
     for k in order:
@@ -142,10 +144,11 @@ def pairs_block(table, ids_a, off_a, ids_b, off_b, rows, columns, order, lanes, 
 @njit(cache=True, nogil=True)
 def cross_block(
     table, ids_a, off_a, chosen, ids_b, off_b, members, lanes, mirror, band, d_max, code, costs, out
-):  # type: ignore[no-untyped-def]  # noqa: E501
-    """Distances of sequences ``chosen`` of A and ``members`` (at most ``lanes``) of B into ``out[chosen, members]``.
+):
+    """Distances of sequences ``chosen`` of A and ``members`` of B (at most ``lanes``) into ``out``.
 
-    ``mirror``: also into ``out[members, chosen]``; ``costs``: scratch, see ``cross_group``. Else as ``pairs_block``.
+    They go to ``out[chosen, members]``; with ``mirror`` also to ``out[members, chosen]``. ``costs``: scratch,
+    see ``cross_group``; the rest as in ``pairs_block``.
     """
     count = members.size
     length = 1

@@ -1,5 +1,7 @@
 """Kernels of the hash encoder and of row deduplication. Knows bytes and arrays, no texts and no files."""
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,8 +13,9 @@ _BLANK = 32
 
 
 @njit(cache=True, nogil=True)
-def _mix(h):  # type: ignore[no-untyped-def]
-    # FNV-1a leaves neighbouring n-grams in neighbouring buckets; two rounds of xor-shift-multiply spread them.
+def _mix(h):
+    # FNV-1a leaves neighbouring n-grams in neighbouring buckets; two rounds of xor-shift-multiply spread
+    # them.
     h ^= h >> np.uint32(16)
     h = np.uint32(h * np.uint32(0x7FEB352D))
     h ^= h >> np.uint32(15)
@@ -22,11 +25,11 @@ def _mix(h):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _features(text, hashes, weights, min_n, max_n, word_weight):  # type: ignore[no-untyped-def]
+def _features(text, hashes, weights, min_n, max_n, word_weight):
     """Write (hash, weight) of each n-gram of one text; returns how many.
 
-    ``text`` is bytes with a blank before, after and between words. Character n-grams of ``min_n`` to ``max_n``
-    bytes weigh 1 and do not cross words; single words and pairs of words weigh ``word_weight``.
+    ``text`` is bytes with a blank before, after and between words. Character n-grams of ``min_n`` to
+    ``max_n`` bytes weigh 1 and do not cross words; single words and pairs of words weigh ``word_weight``.
     """
     count = 0
     size = text.size
@@ -62,11 +65,11 @@ def _features(text, hashes, weights, min_n, max_n, word_weight):  # type: ignore
 
 
 @njit(cache=True, nogil=True)
-def embed_texts(data, offsets, dim, min_n, max_n, word_weight, idf, out):  # type: ignore[no-untyped-def]
+def embed_texts(data, offsets, dim, min_n, max_n, word_weight, idf, out):
     """Fill ``out`` (n_texts, dim) with unit vectors of signed, hashed n-grams.
 
-    ``data``: the texts' bytes, each as `` word word ``; ``idf``: weight per bucket, or size 0 for none. A bucket's
-    value ``v`` is damped to ``sign(v) * log1p(|v|)`` (sublinear term frequency) before its weight.
+    ``data``: the texts' bytes, each as `` word word ``; ``idf``: weight per bucket, or size 0 for none. A
+    bucket's value ``v`` is damped to ``sign(v) * log1p(|v|)`` (sublinear term frequency) before its weight.
     """
     longest = 0
     for t in range(offsets.size - 1):
@@ -100,7 +103,7 @@ def embed_texts(data, offsets, dim, min_n, max_n, word_weight, idf, out):  # typ
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _digest(row, coefficients):  # type: ignore[no-untyped-def]
+def _digest(row, coefficients):
     # Multilinear hashing, (32 x 32 -> 64 bit products, summed): vectorised by LLVM, about 16 bytes a cycle.
     total = np.uint64(0x9E3779B97F4A7C15)
     for k in range(row.size):
@@ -110,7 +113,7 @@ def _digest(row, coefficients):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _equal(a, b):  # type: ignore[no-untyped-def]
+def _equal(a, b):
     # Blocks of a fixed size without an exit inside, so that they vectorise.
     blocks = a.size // 64
     for block in range(blocks):
@@ -126,20 +129,22 @@ def _equal(a, b):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def number_rows(words, coefficients, slots, digests, known, count, start, ids):  # type: ignore[no-untyped-def]
+def number_rows(words, coefficients, slots, digests, known, count, start, ids):
     """Number equal rows alike, in order of first appearance, each row being read from memory once.
 
     Args:
         words: uint32 (n, width), the rows' bytes.
         coefficients: uint32 (width,), odd numbers without a pattern.
         slots: int32, a power of two > 2 * capacity of them; -1 where free (open addressing).
-        digests: uint64 (capacity,). known: uint32 (capacity, width), a copy of each distinct row.
-        count: distinct rows known before. start: first row to look at.
+        digests: uint64 (capacity,).
+        known: uint32 (capacity, width), a copy of each distinct row.
+        count: distinct rows known before.
+        start: first row to look at.
         ids: int32 (n,), filled from ``start``.
 
     Returns:
-        The number of distinct rows, and of rows done; fewer than n when ``known`` is full. Equal means equal bytes:
-        a digest shared by different rows costs a probe, never an error.
+        The number of distinct rows, and of rows done; fewer than n when ``known`` is full. Equal means equal
+        bytes: a digest shared by different rows costs a probe, never an error.
     """
     mask = np.int64(slots.size - 1)
     for i in range(start, words.shape[0]):
@@ -165,7 +170,7 @@ def number_rows(words, coefficients, slots, digests, known, count, start, ids): 
 
 
 @njit(cache=True, nogil=True)
-def refill_slots(digests, count, slots):  # type: ignore[no-untyped-def]
+def refill_slots(digests, count, slots):
     """Enter ``count`` distinct rows into a larger, empty slot table."""
     mask = np.int64(slots.size - 1)
     for group in range(count):

@@ -1,4 +1,4 @@
-"""From what callers hand in (texts, embeddings, indices; single or ragged) to numbered steps and a source of costs.
+"""From what callers hand in (texts, embeddings, indices; single or ragged) to numbered steps and costs.
 
 Knows every accepted form and says precisely what is wrong with the others. Knows no warping.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class Costs:
         return np.dtype(np.float32) if self.left is None else self.left.dtype
 
     def table(self, rows: Ids, columns: Ids, pad: bool) -> FloatArray:
-        """Costs between the given distinct steps; with ``pad`` one more row and column (see ``pad_table``)."""
+        """Costs between the given distinct steps; ``pad``: see ``pad_table``."""
         if self.kind == "exact":
             table: FloatArray = (rows[:, None] != columns[None, :]).astype(np.float32)
             return pad_table(table) if pad else table
@@ -125,7 +125,7 @@ def _flatten(batch: Any, what: str) -> tuple[Any, Offsets, str]:
         for k, array in enumerate(batch):
             if array.shape[1:] != batch[0].shape[1:] or array.ndim != batch[0].ndim:
                 raise DataError(
-                    f"{what}[{k}] has shape {array.shape} and {what}[0] {batch[0].shape}; all steps need one dim"
+                    f"{what}[{k}] has shape {array.shape}, {what}[0] {batch[0].shape}; all steps need one dim"
                 )
         if any(array.dtype != batch[0].dtype for array in batch):
             batch = [array.astype(np.float64) for array in batch]
@@ -135,7 +135,7 @@ def _flatten(batch: Any, what: str) -> tuple[Any, Offsets, str]:
 
 
 def _uniform(batch: Any) -> bool:
-    """Whether all are arrays that ``_checked_array`` would pass as they are, and alike; one cheap look at each."""
+    """Whether all are arrays that ``_checked_array`` would pass as they are, and alike; a cheap look."""
     first = batch[0]
     if type(first) is not np.ndarray or first.ndim not in (1, 2):
         return False
@@ -241,7 +241,8 @@ def prepare(
 ) -> Problem:
     """Number the steps of both batches and find their costs. ``batch_b`` may be ``batch_a`` itself.
 
-    ``threads``: for the reading of embeddings; ``names``: what the sides are called in messages; lower case for single sequences.
+    ``threads``: for the reading of embeddings; ``names``: what the sides are called in messages; lower case
+    for single sequences.
     """
     flat_a, off_a, kind_a = _flatten(batch_a, names[0])
     flat_b, off_b, kind_b = (flat_a, off_a, kind_a) if batch_b is batch_a else _flatten(batch_b, names[1])

@@ -1,8 +1,10 @@
-"""Scalar kernels: one pair at a time, with band, bound and path. Knows cost tables and indices, no embeddings.
+"""Scalar kernels: one pair at a time, with band, bound and path. Knows tables and indices, no embeddings.
 
-The recurrence is ``C[i, j] = D[i, j] + min(C[i-1, j], C[i, j-1], C[i-1, j-1])``. Where several predecessors are
-equal, the diagonal wins, then the row above: this decides the path and its length, never the cost.
+The recurrence is ``C[i, j] = D[i, j] + min(C[i-1, j], C[i, j-1], C[i-1, j-1])``. Where several predecessors
+are equal, the diagonal wins, then the row above: this decides the path and its length, never the cost.
 """
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 
@@ -11,8 +13,11 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _four_rows(table, u0, u1, u2, u3, b, edge, row):  # type: ignore[no-untyped-def]
-    """Four rows without a band: their chains overlap, and only the fourth goes through memory; returns its minimum."""
+def _four_rows(table, u0, u1, u2, u3, b, edge, row):
+    """Four rows without a band; returns the minimum of the fourth.
+
+    Their chains overlap, and only the fourth goes through memory.
+    """
     inf = table.dtype.type(np.inf)
     c0, c1, c2, c3 = table[u0], table[u1], table[u2], table[u3]
     x0 = x1 = x2 = x3 = best = inf
@@ -33,12 +38,12 @@ def _four_rows(table, u0, u1, u2, u3, b, edge, row):  # type: ignore[no-untyped-
 
 
 @njit(cache=True, nogil=True)
-def pair_cost(table, a, b, first, radius, bound, row):  # type: ignore[no-untyped-def]
+def pair_cost(table, a, b, first, radius, bound, row):
     """Accumulated cost of one pair; ``inf`` once a whole row exceeds ``bound``.
 
-    ``a``, ``b``: int32 indices into the rows and columns of ``table``; ``radius``: largest ``|i - j|``, at least
-    ``|n - m|``; ``row``: scratch of at least ``m + 1`` values of the table's dtype. With ``first > 0``, ``a`` goes
-    on behind its first ``first`` steps, and ``row`` is what the call for them left.
+    ``a``, ``b``: int32 indices into the rows and columns of ``table``; ``radius``: largest ``|i - j|``, at
+    least ``|n - m|``; ``row``: scratch of at least ``m + 1`` values of the table's dtype. With ``first >
+    0``, ``a`` goes on behind its first ``first`` steps, and ``row`` is what the call for them left.
     """
     n, m = first + a.size, b.size
     inf = table.dtype.type(np.inf)
@@ -79,7 +84,7 @@ def pair_cost(table, a, b, first, radius, bound, row):  # type: ignore[no-untype
 
 
 @njit(cache=True, nogil=True)
-def pair_cost_and_length(table, a, b, first, radius, bound, row, lengths):  # type: ignore[no-untyped-def]
+def pair_cost_and_length(table, a, b, first, radius, bound, row, lengths):
     """As ``pair_cost``, and the number of cells on the path (``lengths``: int32 scratch beside ``row``)."""
     n, m = first + a.size, b.size
     inf = table.dtype.type(np.inf)
@@ -113,11 +118,11 @@ def pair_cost_and_length(table, a, b, first, radius, bound, row, lengths):  # ty
 
 
 @njit(cache=True, nogil=True)
-def pair_path(table, a, b, radius, moves, row, path):  # type: ignore[no-untyped-def]
+def pair_path(table, a, b, radius, moves, row, path):
     """Accumulated cost and path of one pair.
 
-    ``moves``: uint8 scratch (n, m); ``path``: int64 scratch (n + m - 1, 2), filled from the front with (i, j) from
-    (0, 0) to (n - 1, m - 1). Returns the cost and the number of cells.
+    ``moves``: uint8 scratch (n, m); ``path``: int64 scratch (n + m - 1, 2), filled from the front with (i,
+    j) from (0, 0) to (n - 1, m - 1). Returns the cost and the number of cells.
     """
     n, m = a.size, b.size
     inf = table.dtype.type(np.inf)
@@ -171,7 +176,7 @@ def pair_path(table, a, b, radius, moves, row, path):  # type: ignore[no-untyped
 
 
 @njit(cache=True, nogil=True)
-def many_pairs(table, ids_a, off_a, ids_b, off_b, rows, columns, radii, bounds, longest, out, path_lengths):  # type: ignore[no-untyped-def]
+def many_pairs(table, ids_a, off_a, ids_b, off_b, rows, columns, radii, bounds, longest, out, path_lengths):
     """Accumulated costs and path lengths of the pairs (rows[k], columns[k]), one after the other."""
     row = np.empty(longest + 1, table.dtype)
     lengths = np.empty(longest + 1, np.int32)

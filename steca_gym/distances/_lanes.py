@@ -1,14 +1,17 @@
 """Kernels that advance one pair in each lane of the processor's vectors. Knows padded ids and a cost table.
 
-Inside one pair the recurrence is a chain (min, then add, from column to column); across pairs it is independent.
-Lanes of a group have different lengths: shorter sequences are padded *in front* with the id ``pad`` (the table's
-last row and column). A cell of two pads costs 0, of one pad infinity: the only way into the real cells is the
-diagonal step from pad to real, which costs nothing, and every lane ends in the last cell of the last row.
+Inside one pair the recurrence is a chain (min, then add, from column to column); across pairs it is
+independent. Lanes of a group have different lengths: shorter sequences are padded *in front* with the id
+``pad`` (the table's last row and column). A cell of two pads costs 0, of one pad infinity: the only way into
+the real cells is the diagonal step from pad to real, which costs nothing, and every lane ends in the last
+cell of the last row.
 
 Rows are worked off four at a time: the four chains overlap, and only the fourth row goes through memory.
-The virtual row above the first is 0 left of a lane's first real column; the virtual column to the left is 0 down
-to a lane's first real row.
+The virtual row above the first is 0 left of a lane's first real column; the virtual column to the left is 0
+down to a lane's first real row.
 """
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 
@@ -25,7 +28,6 @@ from steca_gym.distances._simd import (
     vgather,
     vload,
     vload_ids,
-    vmin,
     vmin_bits,
     vstore,
     vwithin,
@@ -33,7 +35,7 @@ from steca_gym.distances._simd import (
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _cell(cost, diagonal, up, left):  # type: ignore[no-untyped-def]
+def _cell(cost, diagonal, up, left):
     # The minimum of the two older values first: only one min and one add stay on the chain.
     return vadd(cost, vmin_bits(vmin_bits(diagonal, up), left))
 
@@ -43,8 +45,8 @@ def _in_band(value: Any, offset: Any, shift: Any, width: Any, inf: Any) -> Any:
     raise NotImplementedError("only inside kernels")
 
 
-@overload(_in_band)  # type: ignore[untyped-decorator]
-def _in_band_kernel(value, offset, shift, width, inf):  # type: ignore[no-untyped-def]
+@overload(_in_band)
+def _in_band_kernel(value, offset, shift, width, inf):
     if isinstance(shift, types.NoneType):
         return lambda value, offset, shift, width, inf: value
     return lambda value, offset, shift, width, inf: vwithin(value, offset, shift, width, inf)
@@ -55,15 +57,15 @@ def _band_of(array: Any, index: Any, like: Any) -> Any:
     raise NotImplementedError("only inside kernels")
 
 
-@overload(_band_of)  # type: ignore[untyped-decorator]
-def _band_of_kernel(array, index, like):  # type: ignore[no-untyped-def]
+@overload(_band_of)
+def _band_of_kernel(array, index, like):
     if isinstance(array, types.NoneType):
         return lambda array, index, like: None
     return lambda array, index, like: vload_ids(array[index], 0, like)
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _rows4(costs, p0, p1, p2, p3, above, row, low, high, d0, d1, shift, width, i, lanes):  # type: ignore[no-untyped-def]
+def _rows4(costs, p0, p1, p2, p3, above, row, low, high, d0, d1, shift, width, i, lanes):
     """Four rows over columns [low, high); ``costs[p + j * lanes]`` are lane costs; returns (last, best)."""
     inf = vfull(row, np.inf)
     x0 = x1 = x2 = x3 = inf
@@ -84,7 +86,7 @@ def _rows4(costs, p0, p1, p2, p3, above, row, low, high, d0, d1, shift, width, i
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _rows1(costs, p0, above, row, low, high, d0, shift, width, i, lanes):  # type: ignore[no-untyped-def]
+def _rows1(costs, p0, above, row, low, high, d0, shift, width, i, lanes):
     """One row; see ``_rows4``."""
     inf = vfull(row, np.inf)
     x0 = inf
@@ -100,8 +102,8 @@ def _rows1(costs, p0, above, row, low, high, d0, shift, width, i, lanes):  # typ
     return x0, best
 
 
-@njit(cache=True, nogil=True, forceinline=True)
-def _fetch(table, u, ids_b, length, lanes, costs, slots, owners, used):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)
+def _fetch(table, u, ids_b, length, lanes, costs, slots, owners, used):
     """Offset in ``costs`` of the lane costs of step ``u``, gathered at first use; (offset, slots used)."""
     slot = slots[u]
     if slot < 0:
@@ -120,21 +122,28 @@ def _fetch(table, u, ids_b, length, lanes, costs, slots, owners, used):  # type:
 @njit(cache=True, nogil=True)
 def cross_group(
     table, ids_a, off_a, chosen, ids_b, above, length, shifts, widths, bounds, costs, slots, owners, row, out
-):  # type: ignore[no-untyped-def]  # noqa: E501
+):
     """Accumulated costs of sequences ``chosen`` of A against one group of B's, one in each lane.
 
-    The lane costs of a step of A (its table row, gathered by the group's ids) are laid out once in ``costs`` and
-    read as whole vectors by every further row with that step; when ``costs`` is full it is started afresh.
+    The lane costs of a step of A (its table row, gathered by the group's ids) are laid out once in ``costs``
+    and read as whole vectors by every further row with that step; when ``costs`` is full it is started
+    afresh.
 
     Args:
         table: float (U + 1, V + 1), C order, with the row and column of ``pad``.
-        ids_a: int32, flat. off_a: its offsets. chosen: which sequences.
+        ids_a: int32, flat.
+        off_a: its offsets.
+        chosen: which sequences.
         ids_b: int32 (length * lanes), padded in front.
         above: float (length * lanes), the virtual row.
-        shifts: int32 (n_chosen, lanes) or None: the band, as ``vwithin`` reads it on ``j - i``. widths: as shifts.
+        length: columns.
+        shifts: int32 (n_chosen, lanes) or None: the band, as ``vwithin`` reads it on ``j - i``.
+        widths: as ``shifts``.
         bounds: float (n_chosen, lanes) or None: accumulated costs above which lanes may stop.
-        costs: float scratch, at least 4 * length * lanes. slots: int32 (U + 1), all -1 at the start and the end.
-        owners: int32 scratch, one per slot. row: float scratch (length * lanes).
+        costs: float scratch, at least 4 * length * lanes.
+        slots: int32 (U + 1), all -1 at the start and the end.
+        owners: int32 scratch, one per slot.
+        row: float scratch (length * lanes).
         out: float (n_chosen, lanes).
     """
     lanes = out.shape[1]
@@ -202,17 +211,22 @@ def cross_group(
 
 
 @njit(cache=True, nogil=True)
-def pairs_group(table, ids_a, ids_b, height, length, above, edges, shifts, widths, bounds, row, out):  # type: ignore[no-untyped-def]
+def pairs_group(table, ids_a, ids_b, height, length, above, edges, shifts, widths, bounds, row, out):
     """Accumulated costs of one group of pairs, one in each lane; costs are gathered cell by cell.
 
     Args:
         table: float (U + 1, V + 1), C order, with the row and column of ``pad``.
         ids_a: int32 (height * lanes), padded in front, times the table's width.
         ids_b: int32 (length * lanes), padded in front.
-        height: rows. length: columns.
-        above: float (length * lanes), the virtual row. edges: float (height * lanes), the virtual column.
-        shifts: int32 (1, lanes) or None, see ``cross_group``. widths: as shifts. bounds: float (lanes,) or None.
-        row: float scratch (length * lanes). out: float (lanes,).
+        height: rows.
+        length: columns.
+        above: float (length * lanes), the virtual row.
+        edges: float (height * lanes), the virtual column.
+        shifts: int32 (1, lanes) or None, see ``cross_group``.
+        widths: as ``shifts``.
+        bounds: float (lanes,) or None.
+        row: float scratch (length * lanes).
+        out: float (lanes,).
     """
     lanes = out.size
     flat = table.reshape(table.size)

@@ -1,17 +1,20 @@
 """Vectors of 64 bytes inside numba kernels: load, store, add, min, gather, compare. Knows no distances.
 
-LLVM splits a vector that the processor lacks into narrower ones (two for AVX2, four for SSE or NEON), so kernels
-written over these are portable; on AVX-512 each is one register. Numba's own loops vectorise along an array,
-but a warping kernel has to keep one value per lane in a register from column to column, which they do not.
+LLVM splits a vector that the processor lacks into narrower ones (two for AVX2, four for SSE or NEON), so
+kernels written over these are portable; on AVX-512 each is one register. Numba's own loops vectorise along
+an array, but a warping kernel has to keep one value per lane in a register from column to column, which they
+do not.
 
 Arrays are one-dimensional and contiguous. No bounds are checked. Comparisons are ordered: no NaN may come in.
 """
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
@@ -19,7 +22,7 @@ from numba.extending import intrinsic, register_model
 VECTOR_BYTES = 64
 
 
-class VectorType(types.Type):  # type: ignore[misc]
+class VectorType(types.Type):
     """``lanes`` values of one numba scalar type in a register."""
 
     def __init__(self, scalar: Any, lanes: int) -> None:
@@ -125,8 +128,8 @@ def vmin(typingctx: Any, left: Any, right: Any) -> Any:
 def vmin_bits(typingctx: Any, left: Any, right: Any) -> Any:
     """Lane-wise smaller value of floats that are not negative (no -0.0 either), compared as integers.
 
-    Such floats sort as their bits do. Integer minima run on other execution ports than float additions and float
-    minima, which share theirs on Zen 4 (one 64-byte operation a cycle together).
+    Such floats sort as their bits do. Integer minima run on other execution ports than float additions and
+    float minima, which share theirs on Zen 4 (one 64-byte operation a cycle together).
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -140,7 +143,7 @@ def vmin_bits(typingctx: Any, left: Any, right: Any) -> Any:
 
 @intrinsic
 def vwithin(typingctx: Any, value: Any, offset: Any, shift: Any, width: Any, otherwise: Any) -> Any:
-    """``value`` where ``0 <= offset + shift <= width``, else ``otherwise``; ``offset`` an int, the rest lanes."""
+    """``value`` where ``0 <= offset + shift <= width``, else ``otherwise``; ``offset`` is an int."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         ids = context.get_value_type(sig.args[2])
@@ -176,9 +179,8 @@ class _VectorGep(ir.Instruction):  # type: ignore[misc]
         """Write the instruction behind ``name =``."""
         start, ids = self.operands
         element = start.type.pointee
-        buf.append(
-            f"getelementptr {element}, {start.type} {start.get_reference()}, {ids.type} {ids.get_reference()}\n"
-        )
+        base = f"{start.type} {start.get_reference()}"
+        buf.append(f"getelementptr {element}, {base}, {ids.type} {ids.get_reference()}\n")
 
 
 @intrinsic

@@ -1,8 +1,11 @@
-"""One short pair with its embeddings in one kernel: norms, costs and warping. Knows no lists, no texts, no threads.
+"""One short pair with its embeddings in one kernel: norms, costs, warping. Knows no lists and no texts.
 
-A call costs a few microseconds, so nothing is numbered and nothing handed to BLAS. Products are summed in vectors
-(``reassoc`` and ``contract`` only; every sum is checked to be finite before infinities come into play).
+A call costs a few microseconds, so nothing is numbered and nothing handed to BLAS. Products are summed in
+vectors (``reassoc`` and ``contract`` only; every sum is checked to be finite before infinities come into
+play).
 """
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ MAX_PRODUCTS = 1 << 21
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _squares(rows, out):  # type: ignore[no-untyped-def]
+def _squares(rows, out):
     """Squared norms of the rows, in their own precision."""
     for i in range(rows.shape[0]):
         row = rows[i]
@@ -29,7 +32,7 @@ def _squares(rows, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _products(a, b, gram):  # type: ignore[no-untyped-def]
+def _products(a, b, gram):
     """``gram = a @ b.T``; two rows by two rows at once, so that each load serves two products."""
     n, m, dim = a.shape[0], b.shape[0], a.shape[1]
     zero = a.dtype.type(0)
@@ -55,7 +58,7 @@ def _products(a, b, gram):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def short_pair(a, b, cosine, near, radius, bound):  # type: ignore[no-untyped-def]
+def short_pair(a, b, cosine, near, radius, bound):
     """Accumulated cost of two embedded sequences (n, dim) and (m, dim); -1 where the general way has to look.
 
     That is: a norm that is zero, not finite, or so large or small that its square leaves the type.

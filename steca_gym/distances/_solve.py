@@ -131,7 +131,8 @@ def _cross(
         )
         buffer, costs = _borrow(size, table.dtype)
         _batches.cross_block(
-            table, a.ids, a.offsets, chosen, b.ids, b.offsets, members, lanes, symmetric, *arguments, costs, out
+            table, a.ids, a.offsets, chosen, b.ids, b.offsets, members, lanes, symmetric, *arguments, costs,
+            out
         )  # fmt: skip
         _scratch.append(buffer)
 

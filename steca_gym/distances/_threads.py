@@ -1,7 +1,7 @@
 """Work in blocks over a few threads, for kernels that release the interpreter's lock. Knows no distances.
 
-Plain threads, started for the call: numba's own pools abort a process that forks after using them or that calls
-them from two threads, and both happen around rollouts.
+Plain threads, started for the call: numba's own pools abort a process that forks after using them or that
+calls them from two threads, and both happen around rollouts.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Knows cosine, Euclidean and exact-match costs. Knows no sequences and no warping.
 """
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -17,16 +19,18 @@ from steca_gym.errors import DataError
 FloatArray = NDArray[np.floating[Any]]
 
 NEAR = 1e-3
-"""below this squared distance, relative to the squared norms, the Gram form has lost digits: compute it directly"""
+"""below this squared distance, relative to the squared norms, the Gram form has lost digits: compute it
+directly
+"""
 
 
 @njit(cache=True, nogil=True)
-def _finish_table(gram, a, b, norms_a, norms_b, cosine, near, mirror):  # type: ignore[no-untyped-def]
+def _finish_table(gram, a, b, norms_a, norms_b, cosine, near, mirror):
     """Turn a Gram matrix into costs in place.
 
-    Near-equal rows are computed from their difference in float64: equal rows cost exactly 0 and small costs keep
-    their digits (a Gram matrix in float32 gives 1e-7 of noise, and thresholds such as d_max = 1e-22 exist).
-    ``mirror``: both sides are the same rows; only the upper half is computed.
+    Near-equal rows are computed from their difference in float64: equal rows cost exactly 0 and small costs
+    keep their digits (a Gram matrix in float32 gives 1e-7 of noise, and thresholds such as d_max = 1e-22
+    exist). ``mirror``: both sides are the same rows; only the upper half is computed.
     """
     dim = a.shape[1]
     for i in range(gram.shape[0]):
@@ -58,7 +62,7 @@ def _finish_table(gram, a, b, norms_a, norms_b, cosine, near, mirror):  # type: 
 
 
 @njit(cache=True, nogil=True)
-def row_norms(rows, out):  # type: ignore[no-untyped-def]
+def row_norms(rows, out):
     """Euclidean norm of each row in float64; NaN or infinite where the row is."""
     for i in range(rows.shape[0]):
         total = 0.0
@@ -102,7 +106,8 @@ def cost_table(
 ) -> FloatArray:
     """Costs between all rows, shape (len(a), len(b)), in the rows' dtype; >= 0, exactly 0 for equal rows.
 
-    ``b is a`` gives a table that is symmetric to the bit. ``pad`` adds the row and column that ``pad_table`` adds.
+    ``b is a`` gives a table that is symmetric to the bit. ``pad`` adds the row and column that ``pad_table``
+    adds.
     """
     left = _padded(a, norms_a, cosine, pad)
     right = left if b is a else _padded(b, norms_b, cosine, pad)

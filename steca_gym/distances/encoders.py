@@ -23,12 +23,17 @@ FloatArray = NDArray[np.floating[Any]]
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Anything that gives each text a vector. Equal texts get equal vectors, whatever else is in the batch."""
+    """Anything that gives each text a vector: equal texts equal ones, whatever else is in the batch."""
 
-    name: str
-    """registered name"""
-    version: str
-    """changes whenever the same text would get another vector: part of the cache's key"""
+    @property
+    def name(self) -> str:
+        """Registered name."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Changes whenever the same text would get another vector: part of the cache's key."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return float32, shape (len(texts), dim), finite, no zero row."""
@@ -39,9 +44,10 @@ class Encoder(Protocol):
 class HashEncoder:
     """Hashed word and character n-grams, TF-IDF weighted, unit length. Deterministic; microseconds a text.
 
-    Texts are case-folded and split at white space. Words and pairs of neighbouring words count ``word_weight``,
-    character n-grams inside a word (with its borders) count 1; each goes with a hashed sign to one of ``dim``
-    buckets (Weinberger et al., arXiv 0902.2206). Without ``fit`` every bucket weighs the same.
+    Texts are case-folded and split at white space. Words and pairs of neighbouring words count
+    ``word_weight``, character n-grams inside a word (with its borders) count 1; each goes with a hashed sign
+    to one of ``dim`` buckets (Weinberger et al., arXiv 0902.2206). Without ``fit`` every bucket weighs the
+    same.
     """
 
     dim: int = 512

@@ -14,7 +14,8 @@ Cost = Literal["cosine", "l2", "exact"]
 
 Normalize = Literal["sqrt", "sum", "path", "ndtw", "none"]
 """divide by ``sqrt(n^2 + m^2)`` (STeCa); by ``n + m``; by the number of cells on the path; the score
-``exp(-d / (m * d_th))`` of Ilharco et al. (arXiv 1907.05446, eq. 4; the second sequence is the reference); nothing"""
+``exp(-d / (m * d_th))`` of Ilharco et al. (arXiv 1907.05446, eq. 4; the second sequence is the
+reference); nothing"""
 
 COST_CODES: dict[str, int] = {name: code for code, name in enumerate(get_args(Cost))}
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalize)

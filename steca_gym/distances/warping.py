@@ -2,8 +2,8 @@
 
 Knows every accepted form of input and the memory rule. Knows no model: texts go through an ``Encoder``.
 
-Dynamic time warping between action sequences of lengths n and m: ``C[i, j] = D[i, j] + min(C[i-1, j], C[i, j-1],
-C[i-1, j-1])`` over local costs ``D``, then ``C[n, m] / sqrt(n^2 + m^2)`` (STeCa, arXiv 2502.14276).
+Dynamic time warping between action sequences of lengths n and m: ``C[i, j] = D[i, j] + min(C[i-1, j], C[i,
+j-1], C[i-1, j-1])`` over local costs ``D``, then ``C[n, m] / sqrt(n^2 + m^2)`` (STeCa, arXiv 2502.14276).
 
 Memory: a call holds one table of (distinct steps of A) x (distinct steps of B) costs. A table above
 ``MAX_TABLE_BYTES`` is not made: the batch is cut in halves until each part's table fits, and a single pair is
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from steca_gym.distances import _kernels
 from steca_gym.distances._inputs import Costs, Ids, Problem, Ragged, Steps, prepare
-from steca_gym.distances._solve import solve_matrix, solve_pairs
 from steca_gym.distances._single import MAX_PRODUCTS, short_pair
+from steca_gym.distances._solve import solve_matrix, solve_pairs
 from steca_gym.distances._threads import resolve_num_threads
 from steca_gym.distances.costs import NEAR, FloatArray, checked_norms, cost_table
 from steca_gym.distances.encoders import Encoder
@@ -49,12 +49,14 @@ def dndtw(
     """Distance between two sequences; runs in the calling thread.
 
     Args:
-        a: n >= 1 steps: action texts; or embeddings, float array (n, dim); or integer indices (n,) into the rows of
+        a: n >= 1 steps: action texts; or embeddings, float array (n, dim); or integer indices (n,) into the
+            rows of
             ``vectors`` or of a given cost table; None with a given cost table: its rows in order.
         b: m >= 1 steps, of the same form.
         encoder: for texts: an ``Encoder`` or a registered name; None: hashed n-grams.
         vectors: for indices: embeddings of the distinct steps, float array (n_distinct, dim).
-        cost: ``"cosine"`` (``1 - cos``, in [0, 2]), ``"l2"``, ``"exact"``, or a table of local costs >= 0, (rows, columns).
+        cost: ``"cosine"`` (``1 - cos``, in [0, 2]), ``"l2"``, ``"exact"``, or a table of local costs >= 0,
+            (rows, columns).
         normalize: see ``Normalize``.
         band: Sakoe-Chiba band in steps: cells with ``|i - j| <= max(band, |n - m|)``; None: all.
         d_max: a distance above it is abandoned early and returned as ``inf``.
@@ -187,9 +189,9 @@ def dndtw_path(
         d_th: see ``dndtw``.
 
     Returns:
-        The distance as ``dndtw`` gives it, and the path: int64, shape (n_cells, 2), pairs (i, j) from (0, 0) to
-        (n - 1, m - 1), ``max(n, m) <= n_cells <= n + m - 1``. Among equal paths the diagonal step is preferred,
-        then the one in ``a``.
+        The distance as ``dndtw`` gives it, and the path: int64, shape (n_cells, 2), pairs (i, j) from (0, 0)
+        to (n - 1, m - 1), ``max(n, m) <= n_cells <= n + m - 1``. Among equal paths the diagonal step is
+        preferred, then the one in ``a``.
 
     Raises:
         DataError, ConfigError: see ``dndtw``.
