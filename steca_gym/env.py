@@ -297,6 +297,10 @@ class TextEnv(gymnasium.Env[str, str]):
         """The reason behind ``expert_action``, one short sentence or empty."""
         return self.world.expert_thought()
 
+    def winnable(self) -> bool | None:
+        """Whether the task can still be solved from here; None where the world cannot tell."""
+        return self.world.winnable()
+
     def state_key(self) -> Hashable | None:
         """Key of the live state, task included, steps left excluded; None where the world has no key."""
         key = self.world.state_key()

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from steca_gym.buffer import CalibrationBuffer
     from steca_gym.collectors import Collector, Ledger
+    from steca_gym.collectors.collector import Progress
+    from steca_gym.distances import Encoder
+    from steca_gym.reflection import Reflector
     from steca_gym.tracking import Tracker
 
 PHASES = ("demonstrations", "warm_up", "calibration", "reinforce", "evaluation")
@@ -234,14 +237,76 @@ class Run:
         made: Agent = engine() if model is None else engine(model)
         return made
 
-    def collector(self, agent: Agent, *, split: str | None = None, progress: str = "") -> Collector:
+    def collector(
+        self, agent: Agent, *, split: str | None = None, on_progress: Callable[[int, str], None] | None = None
+    ) -> Collector:
         """A collector over the run's environment."""
         from steca_gym.collectors import Collector
 
-        factory: Callable[[], TextEnv] = lambda: self.make_env(split)  # noqa: E731
+        def tell(progress: Progress) -> None:
+            if on_progress is not None:
+                on_progress(progress.num_finished, f"{progress.ledger.cost.num_env_steps} environment steps")
+
         return Collector(
-            factory, agent, prompt=self.prompt, ledger=self.ledger, num_envs=int(self.settings["collector"]["num_envs"])
+            lambda: self.make_env(split),
+            agent,
+            prompt=self.prompt,
+            ledger=self.ledger,
+            num_envs=int(self.settings["collector"]["num_envs"]),
+            on_progress=tell,
         )
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
+        """A progress bar; the yielded function takes how many are done and what is going on."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True) as bar:
+            task = bar.add_task(title, total=total, note="")
+            yield lambda done, note: bar.update(task, completed=done, note=note)
+
+    def reflector(self, agent: Agent) -> Reflector:
+        """Who writes reflections."""
+        import steca_gym.reflection  # noqa: F401 - registers the core's reflectors
+        from steca_gym.registry import reflectors
+
+        settings = dict(self.settings["reflector"])
+        name = settings.pop("name")
+        factory = reflectors.get(name)
+        made: Reflector = factory(agent, self.prompt, **settings) if name == "agent" else factory(**settings)
+        return made
+
+    def encoder(self) -> Encoder:
+        """The encoder of actions, for distances and for the same-action rule."""
+        from hydra.utils import instantiate
+
+        made: Encoder = instantiate(self.settings["encoder"])
+        return made
+
+    def distance(self) -> Callable[[Sequence[str], Sequence[str]], float]:
+        """DnDTW of two action sequences with the run's encoder."""
+        from steca_gym.distances import dndtw
+
+        encoder = self.encoder()
+        return lambda a, b: float(dndtw(a, b, encoder=encoder))
+
+    def similarity(self) -> Callable[[str, str], float]:
+        """Cosine of two actions' encodings."""
+        import numpy as np
+
+        encoder = self.encoder()
+
+        def cosine(a: str, b: str) -> float:
+            x, y = np.asarray(encoder.encode([a, b]), dtype=np.float64)
+            return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))
+
+        return cosine
+
+    def total_cost(self) -> dict[str, dict[str, float]]:
+        """Costs by phase of everything that led here, earlier processes and a shared warm-up included."""
+        phases: dict[str, Any] = self.state()["phases"]
+        return {name: record["cost"] | {"seconds": record["seconds"]} for name, record in phases.items()}
 
 
 def make_env(settings: dict[str, Any], split: str) -> TextEnv:
@@ -277,7 +342,7 @@ def write_atomically(path: Path, text: str) -> None:
 def execute(run: Run, *, stop_after: str | None = None, evaluate_again: bool = False) -> None:
     """Play the run's recipe up to a phase and print where everything lies."""
     from steca_gym import phases
-    from steca_gym.registry import methods
+    from steca_gym.methods import methods
 
     run.stop_after = stop_after
     recipe = methods.get(run.settings["method"]["name"])

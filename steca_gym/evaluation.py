@@ -1,0 +1,388 @@
+"""Evaluation: success with its interval, distance to the expert, robustness after a wrong action, cost.
+
+Knows games, agents and figures. Knows no training. Games that fed training or calibration are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from steca_gym.agent import GREEDY, Sampling
+from steca_gym.collectors.episodes import EpisodeRequest, Fork
+from steca_gym.env import TextEnv
+from steca_gym.errors import ConfigError, ContaminationError, DataError
+from steca_gym.statistics import mcnemar_exact, paired_difference, wilson
+from steca_gym.trajectory import Step, Trajectory
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from steca_gym.collectors import Collector
+    from steca_gym.distances import Encoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSettings:
+    """How to evaluate."""
+
+    sampling: Sampling = GREEDY
+    """greedy, as at test time"""
+    stress: bool = True
+    """play the deviated-history stress test as well (needs expert trajectories)"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GameResult:
+    """One game."""
+
+    task_id: str
+    task_type: str
+    won: bool
+    score: float
+    num_steps: int
+    num_invalid: int
+    """steps that the world refused or that could not be read"""
+    dndtw: float | None = None
+    """to the expert's actions; None without an expert trajectory or without steps"""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StressResult:
+    """One game of the deviated-history stress test: the same history with and without a wrong action at its end."""
+
+    task_id: str
+    step: int
+    """expert steps before the wrong action"""
+    wrong_action: str
+    won_with: bool
+    won_without: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationReport:
+    """What an agent reached. Rates are in [0, 1]."""
+
+    games: tuple[GameResult, ...]
+    stress: tuple[StressResult, ...] = ()
+    cost: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """counters by phase, see ``collectors.Ledger``"""
+
+    @property
+    def success(self) -> float:
+        """Share of games won."""
+        return sum(g.won for g in self.games) / len(self.games)
+
+    @property
+    def success_interval(self) -> tuple[float, float]:
+        """Wilson, 95 %."""
+        return wilson(sum(g.won for g in self.games), len(self.games))
+
+    @property
+    def mean_steps(self) -> float:
+        """Environment steps per game, lost games included."""
+        return float(np.mean([g.num_steps for g in self.games]))
+
+    @property
+    def mean_dndtw(self) -> float | None:
+        """Mean distance to the expert over the games that have one."""
+        values = [g.dndtw for g in self.games if g.dndtw is not None]
+        return float(np.mean(values)) if values else None
+
+    @property
+    def invalid_rate(self) -> float:
+        """Share of steps that the world refused or that could not be read."""
+        return sum(g.num_invalid for g in self.games) / max(1, sum(g.num_steps for g in self.games))
+
+    @property
+    def robustness(self) -> float | None:
+        """Success after a wrong action, in the stress test."""
+        return sum(s.won_with for s in self.stress) / len(self.stress) if self.stress else None
+
+    @property
+    def robustness_reference(self) -> float | None:
+        """Success from the same histories without the wrong action."""
+        return sum(s.won_without for s in self.stress) / len(self.stress) if self.stress else None
+
+    def by_type(self) -> dict[str, tuple[int, int]]:
+        """(won, played) by task type."""
+        table: dict[str, tuple[int, int]] = {}
+        for g in self.games:
+            won, played = table.get(g.task_type, (0, 0))
+            table[g.task_type] = (won + g.won, played + 1)
+        return dict(sorted(table.items()))
+
+    def total(self, counter: str) -> float:
+        """Sum of a counter over the phases."""
+        return sum(phase.get(counter, 0) for phase in self.cost.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; the figures stand beside what they are computed from."""
+        low, high = self.success_interval
+        figures = {
+            "success": self.success,
+            "success_low": low,
+            "success_high": high,
+            "mean_steps": self.mean_steps,
+            "mean_dndtw": self.mean_dndtw,
+            "invalid_rate": self.invalid_rate,
+            "robustness": self.robustness,
+            "robustness_reference": self.robustness_reference,
+            "by_type": self.by_type(),
+        }
+        return {**figures, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> EvaluationReport:
+        """Read what ``as_dict`` gave; raises DataError with what is missing."""
+        try:
+            return cls(
+                games=tuple(GameResult(**g) for g in raw["games"]),
+                stress=tuple(StressResult(**s) for s in raw["stress"]),
+                cost=raw["cost"],
+            )
+        except (KeyError, TypeError) as error:
+            raise DataError(f"not an evaluation report: {error}") from error
+
+
+def evaluate(
+    collector: Collector,
+    task_ids: Sequence[str],
+    *,
+    seed: int = 0,
+    expert_trajectories: Sequence[Trajectory] = (),
+    forbidden_task_ids: Collection[str] = (),
+    settings: EvaluationSettings | None = None,
+    make_env: Callable[[], TextEnv] | None = None,
+    encoder: Encoder | None = None,
+) -> EvaluationReport:
+    """Let the collector's agent play games and measure it.
+
+    Args:
+        collector: plays episodes with the agent.
+        task_ids: games, each at most once.
+        seed: of the episodes and of the wrong actions.
+        expert_trajectories: successful ones, for dnDTW and the stress test; games without one are left out of these.
+        forbidden_task_ids: games that fed training or calibration.
+        settings: greedy with the stress test by default.
+        make_env: makes an environment in which wrong actions are looked for; without it there is no stress test.
+        encoder: of actions, for dnDTW; the default hash encoder.
+
+    Raises:
+        ConfigError: no games, or a game twice.
+        ContaminationError: a game is among the forbidden ones.
+    """
+    settings = settings or EvaluationSettings()
+    if not task_ids:
+        raise ConfigError("nothing to evaluate: expected at least one game, got an empty list; check the split")
+    if len(set(task_ids)) != len(task_ids):
+        raise ConfigError(f"{len(task_ids) - len(set(task_ids))} games are listed twice; each may be played once")
+    tainted = sorted(set(task_ids) & set(forbidden_task_ids))
+    if tainted:
+        raise ContaminationError(
+            f"{len(tainted)} of {len(task_ids)} games fed training or calibration (first: {tainted[0]!r}); "
+            "evaluate on another split"
+        )
+    requests = [EpisodeRequest(task_id=t, seed=_seed(seed, t), sampling=settings.sampling) for t in task_ids]
+    played = [e.trajectory for e in collector.run(requests)]
+    experts = {e.task_id: e for e in expert_trajectories}
+    distances = _distances(played, experts, encoder)
+    games = tuple(
+        GameResult(
+            task_id=t.task_id,
+            task_type=t.task_type,
+            won=t.won,
+            score=t.score,
+            num_steps=len(t),
+            num_invalid=sum(not s.valid for s in t.steps),
+            dndtw=distances.get(t.task_id),
+            error=t.error,
+        )
+        for t in played
+    )
+    stress: tuple[StressResult, ...] = ()
+    if settings.stress and make_env is not None and experts:
+        chosen = [experts[t] for t in task_ids if t in experts]
+        stress = _stress(collector, chosen, seed, settings.sampling, make_env)
+    return EvaluationReport(games=games, stress=stress, cost=collector.ledger.as_dict())
+
+
+def _seed(seed: int, text: str) -> int:
+    return zlib.crc32(f"evaluation/{seed}/{text}".encode("utf-8", "surrogatepass"))
+
+
+def _distances(
+    played: Sequence[Trajectory], experts: Mapping[str, Trajectory], encoder: Encoder | None
+) -> dict[str, float]:
+    from steca_gym.distances import dndtw_pairs
+
+    pairs = [(t, experts[t.task_id]) for t in played if t.task_id in experts and len(t) and len(experts[t.task_id])]
+    if not pairs:
+        return {}
+    values = dndtw_pairs([t.actions for t, _ in pairs], [e.actions for _, e in pairs], encoder=encoder)
+    return {t.task_id: float(v) for (t, _), v in zip(pairs, values, strict=True)}
+
+
+def _stress(
+    collector: Collector,
+    experts: Sequence[Trajectory],
+    seed: int,
+    sampling: Sampling,
+    make_env: Callable[[], TextEnv],
+) -> tuple[StressResult, ...]:
+    """Deviated-history stress test (STeCa, arXiv 2502.14276, robustness analysis), paired.
+
+    In each game the expert plays a random part of its way; then, once, a wrong action that the world admits and that
+    leaves the game winnable. The agent goes on from both histories.
+    """
+    scripted = [
+        EpisodeRequest(task_id=e.task_id, seed=_seed(seed, e.task_id), script=e.steps, max_agent_turns=0, capture=True)
+        for e in experts
+    ]
+    env = make_env()
+    cases: list[tuple[Fork, str]] = []
+    try:
+        for episode in collector.run(scripted):
+            found = _wrong_action(env, episode.forks, episode.trajectory, _seed(seed, episode.trajectory.task_id))
+            if found is not None:
+                cases.append(found)
+    finally:
+        env.close()
+    requests = []
+    for fork, action in cases:
+        common = {"task_id": fork.snapshot.task_id, "seed": _seed(seed, fork.snapshot.task_id), "start": fork}
+        wrong = Step(action=action, observation="", source="deviation", trainable=False)
+        requests.append(EpisodeRequest(**common, sampling=sampling))
+        requests.append(EpisodeRequest(**common, sampling=sampling, script=(wrong,)))
+    episodes = collector.run(requests)
+    return tuple(
+        StressResult(
+            task_id=fork.snapshot.task_id,
+            step=len(fork.prefix),
+            wrong_action=action,
+            won_without=episodes[2 * i].trajectory.won,
+            won_with=episodes[2 * i + 1].trajectory.won,
+        )
+        for i, (fork, action) in enumerate(cases)
+    )
+
+
+def _wrong_action(
+    env: TextEnv, forks: Sequence[Fork], expert: Trajectory, seed: int
+) -> tuple[Fork, str] | None:
+    """A state on the expert's way and an admissible wrong action there; None where the world offers none."""
+    rng = random.Random(seed)
+    order = list(range(len(expert)))
+    rng.shuffle(order)
+    for t in order:
+        if t >= len(forks):
+            continue
+        env.restore(forks[t].snapshot)
+        admissible = list(env.admissible_actions() or ())
+        rng.shuffle(admissible)
+        before = env.state_key()
+        for action in admissible:
+            if action == expert.steps[t].action:
+                continue
+            env.restore(forks[t].snapshot)
+            _, _, over, truncated, info = env.step(action)
+            # An action that changes nothing is no deviation; one that loses or wins the game tests nothing.
+            changed = before is None or env.state_key() != before
+            if info["valid"] and changed and not over and not truncated and env.winnable() is not False:
+                return forks[t], action
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two agents on the same games."""
+
+    num_games: int
+    difference: float
+    """success of the second minus the first"""
+    low: float
+    high: float
+    """Newcombe's paired 95 % interval"""
+    only_first: int
+    only_second: int
+    """games that only one of them won"""
+    p_value: float
+    """exact McNemar, two-sided"""
+
+
+def compare(first: EvaluationReport, second: EvaluationReport) -> Comparison:
+    """Paired comparison on the games that both played; raises DataError where there is none."""
+    a, b = ({g.task_id: g.won for g in r.games} for r in (first, second))
+    common = sorted(set(a) & set(b))
+    if not common:
+        raise DataError("the two reports share no game; evaluate both on the same split")
+    x, y = [a[t] for t in common], [b[t] for t in common]
+    difference, low, high = paired_difference(x, y)
+    only_first = sum(i and not j for i, j in zip(x, y, strict=True))
+    only_second = sum(j and not i for i, j in zip(x, y, strict=True))
+    return Comparison(
+        num_games=len(common),
+        difference=difference,
+        low=low,
+        high=high,
+        only_first=only_first,
+        only_second=only_second,
+        p_value=mcnemar_exact(only_first, only_second),
+    )
+
+
+_COLUMNS = ("method", "success (95 %)", "steps", "dnDTW", "after a wrong action", "tokens", "env steps", "seconds")
+
+
+def _row(name: str, r: EvaluationReport) -> list[str]:
+    low, high = r.success_interval
+    robust = "-"
+    if r.robustness is not None and r.robustness_reference is not None:
+        robust = f"{100 * r.robustness:.1f} % (without: {100 * r.robustness_reference:.1f} %)"
+    return [
+        name,
+        f"{100 * r.success:.1f} % ({100 * low:.1f} to {100 * high:.1f})",
+        f"{r.mean_steps:.1f}",
+        "-" if r.mean_dndtw is None else f"{r.mean_dndtw:.3f}",
+        robust,
+        f"{r.total('num_sampled_tokens'):,.0f}",
+        f"{r.total('num_env_steps'):,.0f}",
+        f"{r.total('seconds'):.0f}",
+    ]
+
+
+def comparison_table(reports: Mapping[str, EvaluationReport]) -> tuple[Table, str]:
+    """The reports side by side, for a terminal and as Markdown."""
+    games = {len(r.games) for r in reports.values()}
+    return _tables(f"{'/'.join(map(str, sorted(games)))} games", _COLUMNS, [_row(n, r) for n, r in reports.items()])
+
+
+def paired_table(reports: Mapping[str, EvaluationReport]) -> tuple[Table, str]:
+    """Every report against the first, game by game."""
+    (base, first), *others = reports.items()
+    rows = []
+    for name, report in others:
+        c = compare(first, report)
+        interval = f"{100 * c.difference:+.1f} ({100 * c.low:+.1f} to {100 * c.high:+.1f})"
+        rows.append([f"{name} - {base}", interval, str(c.only_second), str(c.only_first), f"{c.p_value:.2g}"])
+    columns = ("on the same games", "points (95 %, paired)", "won only by it", "only by the other", "McNemar p")
+    return _tables("paired", columns, rows)
+
+
+def _tables(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[Table, str]:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return table, "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,58 @@
+"""Intervals and tests for success rates. Knows counts; knows no agent and no game."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+Z95 = 1.959963984540054
+
+
+def wilson(successes: float, trials: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson score interval of a rate (Wilson 1927), in [0, 1]; (0, 1) without trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    p = successes / trials
+    middle = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value of McNemar's test from the two counts of discordant pairs (binomial, 1/2)."""
+    n = only_first + only_second
+    if n == 0:
+        return 1.0
+    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
+def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float, float]:
+    """Difference of two success rates on the same games, ``second - first``, with a 95 % interval.
+
+    The interval is Newcombe's for paired data (1998, method 10): Wilson limits of the two rates, joined with the
+    correlation of the pairs.
+
+    Raises:
+        ValueError: sequences of different or zero length.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"paired results need equal lengths >= 1, got {len(first)} and {len(second)}")
+    n = len(first)
+    both = sum(a and b for a, b in zip(first, second, strict=True))
+    only_first, only_second = sum(first) - both, sum(second) - both
+    neither = n - both - only_first - only_second
+    p1, p2 = sum(first) / n, sum(second) / n
+    (l1, u1), (l2, u2) = wilson(sum(first), n), wilson(sum(second), n)
+    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    cross = both * neither - only_first * only_second
+    if margins == 0:
+        phi = 0.0
+    else:
+        # Newcombe's continuity correction, for positive correlation only.
+        cross = max(cross - n / 2, 0) if cross > 0 else cross
+        phi = cross / math.sqrt(margins)
+    d = p2 - p1
+    low = d - math.sqrt(max(0.0, (p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u1 - p1) + (u1 - p1) ** 2))
+    high = d + math.sqrt(max(0.0, (u2 - p2) ** 2 - 2 * phi * (u2 - p2) * (p1 - l1) + (p1 - l1) ** 2))
+    return d, low, high
