@@ -133,14 +133,14 @@ class _TransformersEncoder:
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise CheckpointError(
-                    f"encoder {self.name!r} cannot load {str(self._source)!r}: {reason}; pass a folder with a model"
+                    f"encoder {self.name!r} cannot load {str(self._source)!r}: {reason}; pass a model's folder"
                 ) from error
             self._loaded = (model, tokenizer)
         return self._loaded
 
 
 class AgentEncoder(_TransformersEncoder):
-    """The mean last hidden state of the policy's own model: nothing to install, and it knows the policy's words."""
+    """The mean last hidden state of the policy's own model: nothing to install."""
 
     name = "agent"
     pooling = "mean"

