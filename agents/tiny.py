@@ -1,17 +1,21 @@
 """A small Llama-architecture language model made from nothing: tokenizer, chat template, random weights.
 
-Knows texts. Knows no environment and no training: ``steca_gym.training`` trains what is made here.
+Knows texts, and the sizes and settings that suit them. Knows no environment; ``steca_gym.training`` trains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steca_gym.agent import Prompt
 from steca_gym.errors import ConfigError, DataError
+from steca_gym.training import TrainReport, TrainSettings, train
 from steca_gym.training.quiet import quiet_transformers
+from steca_gym.trajectory import Trajectory, WeightedTrajectory
 
 PAD, END, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>"
 
@@ -123,6 +127,51 @@ def build_tiny(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
+
+
+def tiny_warm_up_settings(**changes: Any) -> TrainSettings:
+    """How a tiny model is trained from nothing (``docs/training.md`` says what was tried)."""
+    defaults: dict[str, Any] = {
+        "num_epochs": None if changes.get("max_steps") else 2,
+        "per_device_batch_size": 8,
+        "learning_rate": 2e-3,
+        "adam_beta2": 0.95,
+        "warmup_ratio": 0.05,
+        "max_length": 2048,
+    }
+    return TrainSettings(**{**defaults, **changes})
+
+
+def tiny_reinforced_settings(**changes: Any) -> TrainSettings:
+    """How a warmed-up tiny model is trained on weighted trajectories: as the warm-up, at half the rate."""
+    defaults = {"num_epochs": None if changes.get("max_steps") else 1, "learning_rate": 1e-3}
+    return tiny_warm_up_settings(**{**defaults, **changes})
+
+
+def warm_up(
+    experts: Sequence[Trajectory],
+    output_dir: Path,
+    *,
+    prompt: Prompt,
+    seed: int = 0,
+    sizes: TinySettings | None = None,
+    settings: TrainSettings | None = None,
+    on_log: Callable[[dict[str, float]], None] | None = None,
+) -> TrainReport:
+    """Make a tiny model for the texts of expert trajectories and train it on them; ``report.model`` is it.
+
+    Raises what ``build_tiny`` and ``steca_gym.training.train`` raise.
+    """
+    texts = [message.content for expert in experts for message in expert.messages(prompt)]
+    with tempfile.TemporaryDirectory() as scratch:
+        return train(
+            build_tiny(texts, scratch, seed=seed, settings=sizes),
+            [WeightedTrajectory(trajectory=expert) for expert in experts],
+            prompt=prompt,
+            settings=settings or tiny_warm_up_settings(seed=seed),
+            output_dir=output_dir,
+            on_log=on_log,
+        )
 
 
 def make_tokenizer(corpus: Iterable[str], *, vocab_size: int, model_max_length: int) -> Any:

@@ -6,12 +6,20 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steca_gym.agents.tiny import TinySettings, build_tiny, make_tokenizer
+from steca_gym.agents.tiny import (
+    TinySettings,
+    build_tiny,
+    make_tokenizer,
+    tiny_reinforced_settings,
+    tiny_warm_up_settings,
+    warm_up,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from steca_gym.agent import Message
+from steca_gym.agent import Message, Prompt
 from steca_gym.chat import codec_of, encode_conversation
 from steca_gym.errors import ConfigError, DataError
+from steca_gym.trajectory import Step, Trajectory
 
 CORPUS = [
     "You are in the middle of a room. Looking quickly around you, you see a bed 1, a drawer 12, and a "
@@ -101,6 +109,25 @@ def test_bad_sizes(bad: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         build_tiny(CORPUS, tmp_path, **bad)
     assert "\n" not in str(caught.value)
+
+
+def test_the_warm_up_makes_and_trains(tmp_path: Path) -> None:
+    step = Step(thought="It is closed.", action="open drawer 12", observation="You open it.")
+    expert = Trajectory(task_id="a", first_observation=CORPUS[0], steps=(step, step))
+    report = warm_up(
+        [expert] * 4,
+        tmp_path / "model",
+        prompt=Prompt(),
+        sizes=TinySettings(**SIZES),
+        settings=tiny_warm_up_settings(max_steps=30, learning_rate=1e-2),
+    )
+    assert report.last_loss < report.first_loss / 2
+    AutoModelForCausalLM.from_pretrained(report.model)
+
+
+def test_the_reinforced_training_is_gentler_than_the_warm_up() -> None:
+    assert tiny_reinforced_settings().learning_rate < tiny_warm_up_settings().learning_rate
+    assert tiny_reinforced_settings(max_steps=3).num_epochs is None
 
 
 def test_an_empty_corpus(tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from steca_gym.agents.tiny import build_tiny
 
 from steca_gym.agent import Message, Prompt
 from steca_gym.trajectory import Step, Trajectory, WeightedTrajectory
+
+# The model is smaller than what a second thread costs.
+torch.set_num_threads(1)
 
 PROMPT = Prompt(
     instruction="You tidy a house.",

@@ -262,6 +262,40 @@ def test_a_folder_without_a_chat_template(run: Run, base: Path, tmp_path: Path) 
         run(model=bare)
 
 
+@pytest.mark.slow
+def test_two_processes_train_like_one(run: Run, base: Path, tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(_TWO_PROCESSES.format(tests=str(Path(__file__).resolve().parents[2])))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(script), str(base), str(tmp_path / "two")],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "world_size=2" in done.stdout
+    one = run("one", per_device_batch_size=8, group_by_length=False)
+    assert same(one.model, tmp_path / "two", tolerance=1e-5)
+
+
+_TWO_PROCESSES = """
+import dataclasses, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from tests.training.conftest import PROMPT, trajectory
+from tests.training.test_train import SETTINGS
+from steca_gym.training import train
+from steca_gym.trajectory import WeightedTrajectory
+
+samples = [WeightedTrajectory(trajectory=trajectory(i, 1 + i % 4), weight=0.5 + i % 3) for i in range(16)]
+settings = dataclasses.replace(SETTINGS, per_device_batch_size=4, group_by_length=False)
+report = train(sys.argv[1], samples, prompt=PROMPT, settings=settings, output_dir=Path(sys.argv[2]))
+print(f"world_size={{report.world_size}}")
+"""
+
+
 def test_importing_training_loads_no_torch() -> None:
     code = (
         "import sys, steca_gym.training as t; t.TrainSettings(max_steps=1); assert 'torch' not in sys.modules"
