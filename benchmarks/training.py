@@ -4,8 +4,8 @@
     python benchmarks/training.py --model FOLDER   # any causal language model
 
 Both read the same expert trajectories of steca/Household-v0 in the same order and take the same loss over the
-agent's tokens. The bare loop has no logging, no checks and no weights. Tokens are those of the trajectories, padding
-excluded. Each figure is the median of ``--repeats`` runs, the two kinds in turn.
+agent's tokens. The bare loop has no logging, no checks and no weights. Tokens are those of the trajectories,
+padding excluded. Each figure is the median of ``--repeats`` runs, the two kinds in turn.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def main() -> None:
                         speeds["train"].append(report.tokens_per_second)
                 plain, ours = (statistics.median(speeds[k]) for k in ("bare", "train"))
                 count = sum(p.numel() for p in _load(folder).parameters()) / 1e6
-                row = f"| {name} | {count:.2f} M | {precision} | {plain:,.0f} | {ours:,.0f} | {ours / plain:.2f} |"
-                print(row, flush=True)
+                cells = f"{count:.2f} M | {precision} | {plain:,.0f} | {ours:,.0f} | {ours / plain:.2f}"
+                print(f"| {name} | {cells} |", flush=True)
 
 
 def _load(folder: Path) -> Any:
