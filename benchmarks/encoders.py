@@ -2,13 +2,14 @@
 
     python benchmarks/encoders.py [--agent-model FOLDER] [--bert FOLDER] [--games 140]
 
-Trajectories are the walkthroughs of the official games (``$ALFWORLD_DATA``, or ``../shared/alfworld``: folders
-with ``game.tw-pddl`` files or the archives ``*.tar.xz``). Two kinds of pairs are measured, as calibration does:
-an expert against the expert of another game (the farther the more it counts), and an expert against its own
-trajectory with one step replaced, dropped, doubled or swapped (an exploration that nearly follows it).
+Trajectories are the walkthroughs of the official games (``$ALFWORLD_DATA``, or ``../shared/alfworld``:
+folders with ``game.tw-pddl`` files or the archives ``*.tar.xz``). Two kinds of pairs are measured, as
+calibration does: an expert against the expert of another game (the farther the more it counts), and an
+expert against its own trajectory with one step replaced, dropped, doubled or swapped (an exploration that
+nearly follows it).
 
-The reference of the comparison is MiniLM. Distances of different encoders have different scales, so thresholds
-are set at the same quantile of each encoder's own distances.
+The reference of the comparison is MiniLM. Distances of different encoders have different scales, so
+thresholds are set at the same quantile of each encoder's own distances.
 """
 
 from __future__ import annotations

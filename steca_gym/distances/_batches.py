@@ -111,9 +111,7 @@ def pairs_block(table, ids_a, off_a, ids_b, off_b, rows, columns, order, lanes, 
             if alone:
                 if lane < count:
                     a, b = ids_a[first_a : first_a + n], ids_b[first_b : first_b + m]
-                    out[k] = _finish(
-                        np.float64(pair_cost(table, a, b, 0, radius, bound, row)), n, m, code, d_max
-                    )
+                    out[k] = _finish(np.float64(pair_cost(table, a, b, 0, radius, bound, row)), n, m, code, d_max)
                 continue
             _pack(ids_a, first_a, n, height, lane, lanes, pad_a, table.shape[1], packed_a)
             _pack(ids_b, first_b, m, length, lane, lanes, pad_b, 1, packed_b)
@@ -142,9 +140,7 @@ def pairs_block(table, ids_a, off_a, ids_b, off_b, rows, columns, order, lanes, 
 
 
 @njit(cache=True, nogil=True)
-def cross_block(
-    table, ids_a, off_a, chosen, ids_b, off_b, members, lanes, mirror, band, d_max, code, costs, out
-):
+def cross_block(table, ids_a, off_a, chosen, ids_b, off_b, members, lanes, mirror, band, d_max, code, costs, out):
     """Distances of sequences ``chosen`` of A and ``members`` of B (at most ``lanes``) into ``out``.
 
     They go to ``out[chosen, members]``; with ``mirror`` also to ``out[members, chosen]``. ``costs``: scratch,

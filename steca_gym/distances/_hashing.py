@@ -92,9 +92,7 @@ def embed_texts(data, offsets, dim, min_n, max_n, word_weight, idf, out):
                 damped = np.log1p(abs(v)) * (idf[k] if idf.size else np.float32(1.0))
                 row[k] = damped if v > 0 else -damped
                 total += damped * damped
-        if (
-            total == 0
-        ):  # no word at all, or every n-gram cancelled: one fixed direction, so that cosine is defined
+        if total == 0:  # no word at all, or every n-gram cancelled: one fixed direction, so that cosine is defined
             row[0] = 1
         else:
             scale = 1.0 / np.sqrt(total)

@@ -52,9 +52,7 @@ class Steps:
 class Costs:
     """Where local costs come from: a given table, embeddings of the distinct steps, or equality."""
 
-    def __init__(
-        self, kind: str, left: FloatArray | None = None, norms: NDArray[np.float64] | None = None
-    ) -> None:
+    def __init__(self, kind: str, left: FloatArray | None = None, norms: NDArray[np.float64] | None = None) -> None:
         self.kind = kind
         self.left = left
         self.norms = norms
@@ -161,13 +159,9 @@ def _uniform(batch: Any) -> bool:
 def _checked_offsets(offsets: Any, num_steps: int, what: str) -> Offsets:
     array = np.asarray(offsets)
     if array.ndim != 1 or array.size < 1 or not np.issubdtype(array.dtype, np.integer):
-        raise DataError(
-            f"{what}.offsets must be integers of shape (n_sequences + 1,), got {array.dtype} {array.shape}"
-        )
+        raise DataError(f"{what}.offsets must be integers of shape (n_sequences + 1,), got {array.dtype} {array.shape}")
     if array[0] != 0 or array[-1] != num_steps:
-        raise DataError(
-            f"{what}.offsets must run from 0 to {num_steps} (steps), got {array[0]} to {array[-1]}"
-        )
+        raise DataError(f"{what}.offsets must run from 0 to {num_steps} (steps), got {array[0]} to {array[-1]}")
     steps = np.diff(array)
     if steps.size and steps.min() < 1:
         k = int(np.flatnonzero(steps < 1)[0])
@@ -216,12 +210,8 @@ def checked_table(cost: Any) -> FloatArray:
     """A given cost table: 2-D, finite, not negative."""
     array = np.asarray(cost)
     if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.number):
-        raise DataError(
-            f"a given cost must be a matrix with at least one cell, got {array.dtype} {array.shape}"
-        )
-    table: FloatArray = np.ascontiguousarray(
-        array, dtype=np.float64 if array.dtype == np.float64 else np.float32
-    )
+        raise DataError(f"a given cost must be a matrix with at least one cell, got {array.dtype} {array.shape}")
+    table: FloatArray = np.ascontiguousarray(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
     # NaN fails the first comparison and infinity the second; one pass each, no temporary but the minimum.
     if not (table.min() >= 0 and table.max() < np.inf):
         bad = np.argwhere(~((table >= 0) & (table < np.inf)))[0]
@@ -301,9 +291,7 @@ def _number_vectors(
         raise DataError(f"{names[0]} has dim {dims[0]} and {names[1]} dim {dims[1]}; they must agree")
     if firsts[-1].dtype != firsts[0].dtype:
         parts = [
-            part.astype(np.float64)
-            if isinstance(part, np.ndarray)
-            else [rows.astype(np.float64) for rows in part]
+            part.astype(np.float64) if isinstance(part, np.ndarray) else [rows.astype(np.float64) for rows in part]
             for part in parts
         ]
     ids, distinct = number_all(parts, threads)
@@ -317,11 +305,7 @@ def _given(
 ) -> Problem:
     a = Steps(_checked_ids(np.asarray(flat_a, np.int64), off_a, table.shape[0], names[0]), off_a)
     same = flat_b is flat_a and table.shape[0] == table.shape[1] and bool((table == table.T).all())
-    b = (
-        a
-        if same
-        else Steps(_checked_ids(np.asarray(flat_b, np.int64), off_b, table.shape[1], names[1]), off_b)
-    )
+    b = a if same else Steps(_checked_ids(np.asarray(flat_b, np.int64), off_b, table.shape[1], names[1]), off_b)
     return Problem(a, b, Costs("given", table))
 
 
@@ -330,9 +314,7 @@ def _indexed(
 ) -> Problem:
     if vectors is None:
         if cost != "exact":
-            raise ConfigError(
-                f"indices need vectors= (or a cost table) for cost={cost!r}; only 'exact' works without"
-            )
+            raise ConfigError(f"indices need vectors= (or a cost table) for cost={cost!r}; only 'exact' works without")
         both = [np.asarray(flat_a, np.int64), np.asarray(flat_b, np.int64)]
         _, inverse = np.unique(np.concatenate(both), return_inverse=True)
         ids = inverse.astype(np.int32)
@@ -341,10 +323,6 @@ def _indexed(
     if rows.ndim != 2:
         raise DataError(f"vectors must be embeddings of shape (n_distinct, dim), got shape {rows.shape}")
     a = Steps(_checked_ids(np.asarray(flat_a, np.int64), off_a, len(rows), names[0]), off_a)
-    b = (
-        a
-        if flat_b is flat_a
-        else Steps(_checked_ids(np.asarray(flat_b, np.int64), off_b, len(rows), names[1]), off_b)
-    )
+    b = a if flat_b is flat_a else Steps(_checked_ids(np.asarray(flat_b, np.int64), off_b, len(rows), names[1]), off_b)
     norms = checked_norms(rows, cost == "cosine", lambda u: f"vectors[{u}]")
     return Problem(a, b, Costs("exact") if cost == "exact" else Costs(cost, rows, norms))

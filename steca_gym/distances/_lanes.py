@@ -11,6 +11,7 @@ The virtual row above the first is 0 left of a lane's first real column; the vir
 down to a lane's first real row.
 """
 
+# pyright: reportCallIssue=false
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
@@ -184,18 +185,10 @@ def cross_group(
                     edge = vload(source, (low - 1) * lanes)
             p0, used = _fetch(table, ids_a[first + i], ids_b, length, lanes, costs, slots, owners, used)
             if rows == 4:
-                p1, used = _fetch(
-                    table, ids_a[first + i + 1], ids_b, length, lanes, costs, slots, owners, used
-                )
-                p2, used = _fetch(
-                    table, ids_a[first + i + 2], ids_b, length, lanes, costs, slots, owners, used
-                )
-                p3, used = _fetch(
-                    table, ids_a[first + i + 3], ids_b, length, lanes, costs, slots, owners, used
-                )
-                last, best = _rows4(
-                    costs, p0, p1, p2, p3, source, row, low, high, edge, inf, shift, width, i, lanes
-                )
+                p1, used = _fetch(table, ids_a[first + i + 1], ids_b, length, lanes, costs, slots, owners, used)
+                p2, used = _fetch(table, ids_a[first + i + 2], ids_b, length, lanes, costs, slots, owners, used)
+                p3, used = _fetch(table, ids_a[first + i + 3], ids_b, length, lanes, costs, slots, owners, used)
+                last, best = _rows4(costs, p0, p1, p2, p3, source, row, low, high, edge, inf, shift, width, i, lanes)
             else:
                 last, best = _rows1(costs, p0, source, row, low, high, edge, shift, width, i, lanes)
             i += rows
@@ -245,12 +238,8 @@ def pairs_group(table, ids_a, ids_b, height, length, above, edges, shifts, width
             k = j * lanes
             columns = vload_ids(ids_b, k, row)
             up = vload(source, k)
-            y0 = _in_band(
-                _cell(vgather(flat, 0, vadd(base0, columns)), diagonal, up, x0), j - i, shift, width, inf
-            )
-            y1 = _in_band(
-                _cell(vgather(flat, 0, vadd(base1, columns)), e1, y0, x1), j - i - 1, shift, width, inf
-            )
+            y0 = _in_band(_cell(vgather(flat, 0, vadd(base0, columns)), diagonal, up, x0), j - i, shift, width, inf)
+            y1 = _in_band(_cell(vgather(flat, 0, vadd(base1, columns)), e1, y0, x1), j - i - 1, shift, width, inf)
             vstore(row, k, y1)
             best = vmin_bits(best, y1)
             diagonal, e1, x0, x1 = up, y0, y0, y1

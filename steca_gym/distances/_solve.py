@@ -77,9 +77,7 @@ def solve_pairs(
     return _scores(out, m, options)
 
 
-def solve_matrix(
-    table: FloatArray, a: Steps, b: Steps, options: Options, threads: int
-) -> NDArray[np.float64]:
+def solve_matrix(table: FloatArray, a: Steps, b: Steps, options: Options, threads: int) -> NDArray[np.float64]:
     """Distances of all of ``a`` and all of ``b``; ``b is a`` and a symmetric table: half is computed."""
     symmetric = b is a
     if options.normalize == "path":
@@ -112,9 +110,7 @@ def _cross(
     order_b = order_a if symmetric else np.argsort(-b.lengths, kind="stable")
     groups = -(-len(b) // lanes)
     # Few groups are cut along A as well, so that every thread has work to the end.
-    cuts = (
-        1 if groups >= 4 * threads or threads == 1 else max(1, min(-(-4 * threads // groups), len(a) // 64))
-    )
+    cuts = 1 if groups >= 4 * threads or threads == 1 else max(1, min(-(-4 * threads // groups), len(a) // 64))
     arguments = _arguments(options)
     steps_a, distinct = a.ids.size, table.shape[0] - 1
 
@@ -126,9 +122,7 @@ def _cross(
         if chosen.size == 0:
             return
         cell_row = int(b.lengths[members[0]]) * lanes
-        size = (
-            min(steps_a + 4, distinct + 4, max(4, _SCRATCH_BYTES // (cell_row * table.itemsize))) * cell_row
-        )
+        size = min(steps_a + 4, distinct + 4, max(4, _SCRATCH_BYTES // (cell_row * table.itemsize))) * cell_row
         buffer, costs = _borrow(size, table.dtype)
         _batches.cross_block(
             table, a.ids, a.offsets, chosen, b.ids, b.offsets, members, lanes, symmetric, *arguments, costs,

@@ -18,7 +18,7 @@ from steca_gym.errors import ConfigError
 def resolve_num_threads(num_threads: int | None) -> int:
     """``num_threads``, or numba's setting (``NUMBA_NUM_THREADS``; by default the cores of this process)."""
     if num_threads is None:
-        return int(config.NUMBA_NUM_THREADS)
+        return int(config.NUMBA_NUM_THREADS)  # pyright: ignore[reportAttributeAccessIssue]
     if num_threads < 1:
         raise ConfigError(f"num_threads must be >= 1 or None, got {num_threads}")
     return num_threads

@@ -82,17 +82,11 @@ def checked_norms(rows: FloatArray, cosine: bool, where: Callable[[int], str]) -
     if not np.isfinite(norms).all():
         index = int(np.flatnonzero(~np.isfinite(norms))[0])
         columns = np.flatnonzero(~np.isfinite(rows[index]))
-        got = (
-            f"component {int(columns[0])} is {rows[index, columns[0]]}"
-            if columns.size
-            else "its norm overflows"
-        )
+        got = f"component {int(columns[0])} is {rows[index, columns[0]]}" if columns.size else "its norm overflows"
         raise DataError(f"embeddings must be finite, but in {where(index)} {got}; drop or repair that step")
     if cosine and not norms.all():
         index = int(np.flatnonzero(norms == 0)[0])
-        raise DataError(
-            f"{where(index)} is all zeros, so its cosine is undefined; use cost='l2' or repair that step"
-        )
+        raise DataError(f"{where(index)} is all zeros, so its cosine is undefined; use cost='l2' or repair that step")
     return norms
 
 

@@ -47,12 +47,8 @@ class CachedEncoder:
             found = store.execute("PRAGMA user_version").fetchone()[0]
             tables = store.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if found != _SCHEMA and (found or tables):
-                raise StorageError(
-                    f"{self.path} has schema {found}, expected {_SCHEMA}; give the cache its own file"
-                )
-            store.execute(
-                "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, data BLOB) WITHOUT ROWID"
-            )
+                raise StorageError(f"{self.path} has schema {found}, expected {_SCHEMA}; give the cache its own file")
+            store.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, data BLOB) WITHOUT ROWID")
             store.execute(f"PRAGMA user_version = {_SCHEMA}")
             store.execute("COMMIT")
 
@@ -112,14 +108,10 @@ class CachedEncoder:
         """A connection for one call: nothing is held across forks and threads."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(
-                sqlite3.connect(self.path, timeout=_TIMEOUT_S, isolation_level=None)
-            ) as store:
+            with contextlib.closing(sqlite3.connect(self.path, timeout=_TIMEOUT_S, isolation_level=None)) as store:
                 yield store
         except (sqlite3.Error, OSError) as error:
-            raise StorageError(
-                f"encoder cache {self.path}: {error}; give a file on a writable disk"
-            ) from error
+            raise StorageError(f"encoder cache {self.path}: {error}; give a file on a writable disk") from error
 
 
 def _key(prefix: bytes, text: str) -> bytes:

@@ -72,9 +72,7 @@ class HashEncoder:
         if not self.word_weight >= 0:
             raise ConfigError(f"word_weight must be >= 0, got {self.word_weight}")
         if self.idf and len(self.idf) != self.dim:
-            raise ConfigError(
-                f"idf must have one weight per bucket ({self.dim}), got {len(self.idf)}; use fit()"
-            )
+            raise ConfigError(f"idf must have one weight per bucket ({self.dim}), got {len(self.idf)}; use fit()")
         weights = np.asarray(self.idf, dtype=np.float32)
         digest = hashlib.blake2b(weights.tobytes(), digest_size=6).hexdigest() if self.idf else "flat"
         version = f"1-{self.dim}-{self.min_n}-{self.max_n}-{self.word_weight:g}-{digest}"
@@ -141,9 +139,7 @@ def encode_checked(encoder: Encoder, texts: Sequence[str]) -> FloatArray:
     vectors: FloatArray = np.asarray(encoder.encode(texts))
     name = getattr(encoder, "name", type(encoder).__name__)
     if vectors.ndim != 2 or vectors.shape[0] != len(texts):
-        raise DataError(
-            f"encoder {name!r} returned shape {vectors.shape} for {len(texts)} texts, not (n_texts, dim)"
-        )
+        raise DataError(f"encoder {name!r} returned shape {vectors.shape} for {len(texts)} texts, not (n_texts, dim)")
     if vectors.dtype != np.float32 and vectors.dtype != np.float64:
         raise DataError(f"encoder {name!r} returned {vectors.dtype}, expected float32 or float64")
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))

@@ -49,9 +49,7 @@ class _TransformersEncoder:
         if batch_size < 1 or max_tokens < 1:
             raise ConfigError(f"batch_size and max_tokens must be >= 1, got {batch_size} and {max_tokens}")
         if model is None:
-            raise ConfigError(
-                f"encoder {self.name!r} needs model=: a folder, a name or a loaded model; got None"
-            )
+            raise ConfigError(f"encoder {self.name!r} needs model=: a folder, a name or a loaded model; got None")
         if tokenizer is None and not isinstance(model, (str, Path)):
             raise ConfigError(f"encoder {self.name!r} with a loaded model needs its tokenizer=; got None")
         self.batch_size = batch_size
@@ -121,9 +119,7 @@ class _TransformersEncoder:
             try:
                 from transformers import AutoModel, AutoTokenizer
             except ImportError as error:
-                raise ConfigError(
-                    f"encoder {self.name!r} needs transformers; pip install 'steca-gym[llm]'"
-                ) from error
+                raise ConfigError(f"encoder {self.name!r} needs transformers; pip install 'steca-gym[llm]'") from error
             model, tokenizer = self._source, self._tokenizer_source
             try:
                 if isinstance(tokenizer, (str, Path)):
@@ -133,7 +129,7 @@ class _TransformersEncoder:
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise CheckpointError(
-                    f"encoder {self.name!r} cannot load {str(self._source)!r}: {reason}; pass a model's folder"
+                    f"encoder {self.name!r} cannot load {str(self._source)!r}: {reason}; pass a folder"
                 ) from error
             self._loaded = (model, tokenizer)
         return self._loaded
@@ -188,9 +184,7 @@ class SentenceTransformerEncoder:
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one vector a text, float32, shape (len(texts), dim)."""
         model = self._load()
-        vectors = model.encode(
-            list(texts), batch_size=self.batch_size, convert_to_numpy=True, show_progress_bar=False
-        )
+        vectors = model.encode(list(texts), batch_size=self.batch_size, convert_to_numpy=True, show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32).reshape(len(texts), -1)
 
     def _load(self) -> Any:
@@ -205,9 +199,7 @@ class SentenceTransformerEncoder:
             try:
                 self._model = SentenceTransformer(source, device=self.device)
             except (OSError, ValueError) as error:
-                raise CheckpointError(
-                    f"encoder 'sentence-transformers' cannot load {source!r}: {error}"
-                ) from error
+                raise CheckpointError(f"encoder 'sentence-transformers' cannot load {source!r}: {error}") from error
         return self._model
 
 
@@ -221,9 +213,7 @@ def minilm_folder() -> Path:
     root = Path(str(importlib.resources.files(MINILM_PACKAGE)))
     for config in sorted(root.rglob("modules.json")):
         return config.parent
-    raise StecaError(
-        f"no sentence-transformers model under {root}; expected a modules.json; reinstall the wheel"
-    )
+    raise StecaError(f"no sentence-transformers model under {root}; expected a modules.json; reinstall the wheel")
 
 
 def _weights_digest(model: Any) -> str:

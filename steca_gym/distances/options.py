@@ -37,9 +37,7 @@ class Options:
         """Refuse settings that cannot work."""
         if self.normalize not in NORMALIZATIONS:
             raise ConfigError(explain_unknown("normalisation", str(self.normalize), NORMALIZATIONS))
-        if self.band is not None and (
-            isinstance(self.band, bool) or int(self.band) != self.band or self.band < 0
-        ):
+        if self.band is not None and (isinstance(self.band, bool) or int(self.band) != self.band or self.band < 0):
             raise ConfigError(f"band must be an integer >= 0 (steps) or None, got {self.band!r}")
         if self.d_max is not None and not self.d_max >= 0:
             raise ConfigError(f"d_max must be >= 0 or None, got {self.d_max!r}")
@@ -47,13 +45,9 @@ class Options:
             if self.d_th is None or not self.d_th > 0:
                 raise ConfigError(f"normalize='ndtw' needs d_th > 0, got {self.d_th!r}; pass d_th=")
             if self.d_max is not None:
-                raise ConfigError(
-                    "d_max bounds a distance, and normalize='ndtw' gives a score; drop one of them"
-                )
+                raise ConfigError("d_max bounds a distance, and normalize='ndtw' gives a score; drop one of them")
         elif self.d_th is not None:
-            raise ConfigError(
-                f"d_th belongs to normalize='ndtw', got normalize={self.normalize!r}; drop d_th"
-            )
+            raise ConfigError(f"d_th belongs to normalize='ndtw', got normalize={self.normalize!r}; drop d_th")
 
     def raw_bound(self, n: int, m: int) -> float:
         """The accumulated cost above which a pair of lengths ``n``, ``m`` surely exceeds ``d_max``."""

@@ -121,9 +121,7 @@ def dndtw_pairs(
     threads = resolve_num_threads(num_threads)
     problem = prepare(a, b, cost=cost, encoder=encoder, vectors=vectors, threads=threads)
     if len(problem.a) != len(problem.b):
-        raise DataError(
-            f"pairs need as many sequences in A as in B, got {len(problem.a)} and {len(problem.b)}"
-        )
+        raise DataError(f"pairs need as many sequences in A as in B, got {len(problem.a)} and {len(problem.b)}")
     every = np.arange(len(problem.a))
     return _pairs(problem, every, every, options, threads)
 
@@ -227,9 +225,7 @@ def _embedded(a: FloatArray, b: FloatArray, cosine: bool, options: Options, plai
     if n * m * a.itemsize > MAX_TABLE_BYTES:
         return _one(_single(a, b, "cosine" if cosine else "l2", None, None), options)
     table = cost_table(a, b, norms_a, norms_b, cosine, False)
-    raw = _kernels.pair_cost(
-        table, np.arange(n), np.arange(m), 0, radius, bound, np.empty(m + 1, table.dtype)
-    )
+    raw = _kernels.pair_cost(table, np.arange(n), np.arange(m), 0, radius, bound, np.empty(m + 1, table.dtype))
     return options.finish(float(raw), n, m, 1)
 
 
@@ -242,11 +238,10 @@ def _single(a: Any, b: Any, cost: Any, encoder: Encoder | str | None, vectors: A
         if len(shape) == 2:
             a, b = np.arange(shape[0]), np.arange(shape[1])
     sides = []
-    for sequence, what in ((a, "a"), (b, "b")):
-        if isinstance(sequence, str) or not hasattr(sequence, "__len__"):
-            raise DataError(
-                f"{what} must be a sequence of steps, got {type(sequence).__name__} {sequence!r:.60}"
-            )
+    given: tuple[tuple[Any, str], ...] = ((a, "a"), (b, "b"))
+    for sequence, what in given:
+        if sequence is None or isinstance(sequence, str) or not hasattr(sequence, "__len__"):
+            raise DataError(f"{what} must be a sequence of steps, got {type(sequence).__name__} {sequence!r:.60}")
         if len(sequence) == 0:
             raise DataError(f"{what} is empty, expected at least one step")
         values = sequence if isinstance(sequence, np.ndarray) else list(sequence)
@@ -301,9 +296,7 @@ def _pairs(
         table = problem.costs.table(distinct_a, distinct_b, True)
         return solve_pairs(table, a, b, rows, columns, options, threads)
     if rows.size == 1:
-        return np.array(
-            [_one(Problem(_pick(problem.a, rows), _pick(problem.b, columns), problem.costs), options)]
-        )
+        return np.array([_one(Problem(_pick(problem.a, rows), _pick(problem.b, columns), problem.costs), options)])
     halves = []
     for part in (slice(0, rows.size // 2), slice(rows.size // 2, rows.size)):
         used_a, local_rows = np.unique(rows[part], return_inverse=True)
