@@ -37,7 +37,7 @@ _TEMPLATE = (
 class TinySettings:
     """Size of the model and of its vocabulary."""
 
-    num_layers: int = 4
+    num_layers: int = 3
     hidden_size: int = 128
     """width; a multiple of ``num_heads``"""
     num_heads: int = 4
