@@ -168,7 +168,7 @@ _THOUGHT = re.compile(r"^[ \t]*thought[ \t]*:[ \t]*", re.IGNORECASE)
 
 
 def parse_turn(text: str) -> ParsedTurn:
-    """Read ``Thought: ...\\nAction: ...``; the thought may be missing or span lines, the action is one line.
+    r"""Read ``Thought: ...\nAction: ...``; the thought may be missing or span lines, the action is one line.
 
     The first ``Action:`` line counts. No action, an empty one, or more than ``MAX_TURN_CHARS`` characters:
     ``action`` is None and the turn counts as invalid.

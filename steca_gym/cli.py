@@ -10,7 +10,7 @@ import difflib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,12 @@ steca: environments, rollouts and step-level trajectory calibration for LLM agen
   steca train phase=warm_up run=PATH              up to a training phase (warm_up or reinforce)
   steca calibrate run=PATH                        up to the calibrations
   steca evaluate run=PATH                         evaluate what a run made
-  steca check-env ID [key=value ...]              the conformance kit on an environment
   steca fetch NAME                                import a world's data into a compact cache
   steca --version
 
 Phases are idempotent: a command on a run's folder goes on where the folder stands.
-Exit codes: 0 done, 1 a defect of ours, 2 settings, 3 data or environment, 4 agent or training, 5 storage, 130 interrupted.
+Exit codes: 0 done, 1 a defect of ours, 2 settings, 3 data or environment, 4 agent or training, 5 storage,
+130 interrupted.
 """
 
 # The phase that each command stops behind.
@@ -79,11 +79,9 @@ def _dispatch(args: list[str]) -> int:
         return _hydra(command, rest)
     if command in ("demo", "compare"):
         return _compare(rest, demo=command == "demo")
-    if command == "check-env":
-        return _check_env(rest)
     if command == "fetch":
         return _fetch(rest)
-    known = [*_STOPS, "demo", "compare", "check-env", "fetch"]
+    known = [*_STOPS, "demo", "compare", "fetch"]
     nearest = difflib.get_close_matches(command, known, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     raise errors.UnknownNameError(f"no command {command!r}; {hint}`steca --help` lists them")
@@ -169,7 +167,9 @@ def explain_overrides(args: Sequence[str]) -> None:
     texts = [a for a in args if not a.startswith("-") and a not in skip]
     for folder in config_dirs:
         if not Path(folder).is_dir():
-            raise errors.ConfigError(f"--config-dir {folder!r} is not a folder; give the folder that holds env/, agent/ ...")
+            raise errors.ConfigError(
+                f"--config-dir {folder!r} is not a folder; give the folder that holds env/, agent/ ..."
+            )
     try:
         overrides = OverridesParser.create().parse_overrides(texts)
     except OverrideParseException as error:
@@ -269,27 +269,15 @@ def _compare(args: list[str], *, demo: bool) -> int:
     return 0
 
 
-def _check_env(args: list[str]) -> int:
-    if not args:
-        raise errors.ConfigError("steca check-env needs an environment's id, e.g. steca/Household-v0")
-    from steca_gym.testing import main as check
-
-    return check(args[0], args[1:])
-
-
 def _fetch(args: list[str]) -> int:
-    fetchers: dict[str, Callable[[], Callable[[], Path]]] = {"virtualhome": _virtualhome}
-    if len(args) != 1 or args[0] not in fetchers:
-        raise errors.UnknownNameError(explain("world to fetch", args[0] if args else "", list(fetchers)))
-    print(fetchers[args[0]]()())
-    return 0
-
-
-def _virtualhome() -> Callable[[], Path]:
     import importlib
 
-    fetch: Callable[[], Path] = importlib.import_module("steca_gym.envs.virtualhome").fetch
-    return fetch
+    from steca_gym.registry import fetchers
+
+    # Worlds register what they can fetch; which worlds there are is not the core's to know.
+    importlib.import_module("steca_gym.envs")
+    print(fetchers.get(args[0] if args else "")())
+    return 0
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Text
 
-from steca_gym.errors import ConfigError, WorldError, ReplayMismatchError
+from steca_gym.errors import ConfigError, ReplayMismatchError, WorldError
 from steca_gym.registry import explain_unknown
 
 ExpertReach = Literal["none", "start", "any"]
@@ -70,8 +70,8 @@ class World(ABC):
     The same task, seed and actions give the same texts, also in another process.
     """
 
-    name: ClassVar[str]
-    version: ClassVar[str]
+    name: str
+    version: str
     expert_reach: ClassVar[ExpertReach] = "none"
     can_save: ClassVar[bool] = False
     """whether ``save`` and ``load`` are implemented; without them states are re-entered by replay"""

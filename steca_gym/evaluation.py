@@ -257,7 +257,8 @@ def _stress(
         env.close()
     requests = []
     for fork, action in cases:
-        common = {"task_id": fork.snapshot.task_id, "seed": _seed(seed, fork.snapshot.task_id), "start": fork}
+        task_id = fork.snapshot.task_id
+        common: dict[str, Any] = {"task_id": task_id, "seed": _seed(seed, task_id), "start": fork}
         wrong = Step(action=action, observation="", source="deviation", trainable=False)
         requests.append(EpisodeRequest(**common, sampling=sampling))
         requests.append(EpisodeRequest(**common, sampling=sampling, script=(wrong,)))
@@ -274,9 +275,7 @@ def _stress(
     )
 
 
-def _wrong_action(
-    env: TextEnv, forks: Sequence[Fork], expert: Trajectory, seed: int
-) -> tuple[Fork, str] | None:
+def _wrong_action(env: TextEnv, forks: Sequence[Fork], expert: Trajectory, seed: int) -> tuple[Fork, str] | None:
     """A state on the expert's way and an admissible wrong action there; None where the world offers none."""
     rng = random.Random(seed)
     order = list(range(len(expert)))

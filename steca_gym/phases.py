@@ -22,8 +22,8 @@ from steca_gym.trajectory import Trajectory, WeightedTrajectory
 
 if TYPE_CHECKING:
     from steca_gym.calibration import ExpertResult
-    from steca_gym.training import TrainSettings
     from steca_gym.evaluation import EvaluationReport
+    from steca_gym.training import TrainSettings
 
 
 def demonstrations(run: Run) -> list[Trajectory]:
@@ -77,9 +77,9 @@ def warm_up(run: Run, experts: Sequence[Trajectory]) -> Path | None:
     agent = run.settings["agent"]
     if agent["build"] is None and agent["model"] is None:
         return None
-    digest = settings_digest(
-        {k: run.settings[k] for k in ("env", "agent", "seed", "expert")}, without=()
-    )
+    env = {k: v for k, v in run.settings["env"].items() if not k.startswith(("eval_", "num_eval_"))}
+    parts = {k: agent[k] for k in ("model", "build", "warm_up")}
+    digest = settings_digest({"env": env, "agent": parts, "seed": run.seed, "expert": run.settings["expert"]})
     folder = run.folder.parent / "warm-up" / digest
     if not (folder / "warm-up.json").exists():
         from steca_gym.training import train
@@ -131,6 +131,7 @@ def own_successes(run: Run, model: Path | None, task_ids: Sequence[str]) -> list
     if run.done("calibration") is None:
         with run.phase("calibration", f"own episodes: {method['num_samples']} per training task") as record:
             done = run.buffer.done("own_successes")
+            task_ids = list(task_ids)[: run.settings["exploration"]["num_experts"]]
             requests = [
                 _request(run, t, index=i, temperature=float(method["temperature"]))
                 for t in task_ids
@@ -160,9 +161,11 @@ def calibration(run: Run, model: Path | None, experts: Sequence[Trajectory], rou
         common = {"max_new_tokens": int(run.settings["agent"]["max_new_tokens"]), "round": round_index}
         settings = CalibrationSettings.preset(preset["name"], **{**preset["calibration"], **common})
         rewards = StepRewardSettings.preset(preset["name"], **preset["step_rewards"])
-        chosen = list(experts)[: run.settings["method"]["num_experts"]]
+        chosen = list(experts)[: run.settings["exploration"]["num_experts"]]
         agent = run.agent(model)
-        with run.phase(name, f"calibration: {len(chosen)} expert trajectories, {rewards.estimator} step rewards") as record:
+        with run.phase(
+            name, f"calibration: {len(chosen)} expert trajectories, {rewards.estimator} step rewards"
+        ) as record:
             collector = run.collector(agent)
             with run.progress("calibration", len(chosen)) as on_progress:
 
@@ -210,7 +213,8 @@ def reinforced_samples(run: Run, experts: Sequence[Trajectory], round_index: int
     from steca_gym.calibration import WeightSettings, weighted_samples
 
     preset, method = run.settings["preset"], run.settings["method"]
-    settings = WeightSettings.preset(preset["name"], **{**preset["weights"], **method["weights"]})
+    chosen = {k: v for k, v in method["weights"].items() if v is not None}
+    settings = WeightSettings.preset(preset["name"], **{**preset["weights"], **chosen})
     refused = run.buffer.refused_ids()
     samples: list[WeightedTrajectory] = []
     for earlier in range(round_index + 1):
@@ -221,8 +225,8 @@ def reinforced_samples(run: Run, experts: Sequence[Trajectory], round_index: int
             distance=run.distance(),
             approved=lambda c: c.calibration_id not in refused,
         )
-    if method["rehearse_experts"]:
-        samples += [WeightedTrajectory(trajectory=e) for e in experts]
+    rehearsed = list(experts)[: method["num_rehearsed"]]
+    samples += [WeightedTrajectory(trajectory=e) for e in rehearsed]
     if not samples:
         raise DataError(
             "no training samples: no calibration was accepted and nothing else is switched on; the agent may already "
@@ -231,9 +235,7 @@ def reinforced_samples(run: Run, experts: Sequence[Trajectory], round_index: int
     return samples
 
 
-def reinforce(
-    run: Run, model: Path | None, samples: Sequence[WeightedTrajectory], round_index: int = 0
-) -> Path | None:
+def reinforce(run: Run, model: Path | None, samples: Sequence[WeightedTrajectory], round_index: int = 0) -> Path | None:
     """Reward-weighted training on the samples; returns the new model's folder."""
     from steca_gym.training import train
 
@@ -252,9 +254,7 @@ def reinforce(
                     run.tracker.log(metrics, phase=name)
                     on_progress(int(metrics.get("step", 0)), f"loss {metrics.get('loss', float('nan')):.3f}")
 
-                report = train(
-                    model, samples, prompt=run.prompt, settings=settings, output_dir=folder, on_log=on_log
-                )
+                report = train(model, samples, prompt=run.prompt, settings=settings, output_dir=folder, on_log=on_log)
             record.update(report.as_dict(), **{f"num_{k}": v for k, v in kinds.items()})
             _sign(folder, samples[0].trajectory.fingerprint)
     run.reached("reinforce")
@@ -293,16 +293,16 @@ def evaluation(run: Run, model: Path | None, *, again: bool = False) -> Evaluati
         agent = run.agent(model)
         if model is not None:
             check_signature(model, run.make_env(split).fingerprint)
-        experts = [e.trajectory for e in run.collector(_expert(run), split=split).run([_request(run, t) for t in task_ids])]
+        experts = [
+            e.trajectory for e in run.collector(_expert(run), split=split).run([_request(run, t) for t in task_ids])
+        ]
         report = evaluate(
             run.collector(agent, split=split),
             task_ids,
             seed=run.seed,
             expert_trajectories=[e for e in experts if e.won],
             forbidden_task_ids={e.task_id for e in run.buffer.trajectories(kind="expert")},
-            settings=EvaluationSettings(
-                sampling=run.sampling(0.0), stress=bool(run.settings["evaluation"]["stress"])
-            ),
+            settings=EvaluationSettings(sampling=run.sampling(0.0), stress=bool(run.settings["evaluation"]["stress"])),
             make_env=lambda: run.make_env(split),
             encoder=run.encoder(),
         )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from steca_gym.collectors.collector import Progress
     from steca_gym.distances import Encoder
     from steca_gym.reflection import Reflector
+    from steca_gym.step_rewards import Judge
     from steca_gym.tracking import Tracker
 
 PHASES = ("demonstrations", "warm_up", "calibration", "reinforce", "evaluation")
@@ -303,6 +304,15 @@ class Run:
 
         return cosine
 
+    def judge(self) -> Judge:
+        """A language model that annotates step rewards (``estimator=judge``), behind an OpenAI-compatible endpoint."""
+        from hydra.utils import instantiate
+
+        if self.settings["judge"] is None:
+            raise ConfigError("estimator=judge needs a judge; add +judge._target_=... (see docs/step-rewards.md)")
+        made: Judge = instantiate(self.settings["judge"])
+        return made
+
     def total_cost(self) -> dict[str, dict[str, float]]:
         """Costs by phase of everything that led here, earlier processes and a shared warm-up included."""
         phases: dict[str, Any] = self.state()["phases"]
@@ -341,8 +351,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 def execute(run: Run, *, stop_after: str | None = None, evaluate_again: bool = False) -> None:
     """Play the run's recipe up to a phase and print where everything lies."""
+    from steca_gym import methods as _recipes  # noqa: F401 - registers them
     from steca_gym import phases
-    from steca_gym.methods import methods
+    from steca_gym.registry import methods
 
     run.stop_after = stop_after
     recipe = methods.get(run.settings["method"]["name"])

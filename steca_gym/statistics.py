@@ -23,7 +23,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     n = only_first + only_second
     if n == 0:
         return 1.0
-    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1)) / 2**n
+    tail = float(sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))) / float(2**n)
     return min(1.0, 2 * tail)
 
 
@@ -45,12 +45,12 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> tuple[fl
     p1, p2 = sum(first) / n, sum(second) / n
     (l1, u1), (l2, u2) = wilson(sum(first), n), wilson(sum(second), n)
     margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
-    cross = both * neither - only_first * only_second
+    cross = float(both * neither - only_first * only_second)
     if margins == 0:
         phi = 0.0
     else:
         # Newcombe's continuity correction, for positive correlation only.
-        cross = max(cross - n / 2, 0) if cross > 0 else cross
+        cross = max(cross - n / 2, 0.0) if cross > 0 else cross
         phi = cross / math.sqrt(margins)
     d = p2 - p1
     low = d - math.sqrt(max(0.0, (p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u1 - p1) + (u1 - p1) ** 2))

@@ -44,7 +44,9 @@ def main() -> int:
         start = time.perf_counter()
         print(f"== {part}: {' '.join(PARTS[part])}", flush=True)
         code = subprocess.run(command(part), cwd=ROOT, env=env, check=False).returncode
-        print(f"== {part}: {'ok' if code == 0 else f'FAILED ({code})'} in {time.perf_counter() - start:.0f} s", flush=True)
+        print(
+            f"== {part}: {'ok' if code == 0 else f'FAILED ({code})'} in {time.perf_counter() - start:.0f} s", flush=True
+        )
         if code:
             failed.append(part)
     if failed:

@@ -13,7 +13,12 @@ from .world import AlfredWorld
 
 
 def make_household(
-    *, split: str = "train", horizon: int = 30, with_admissible: bool = False, render_mode: str | None = None, **settings: Any
+    *,
+    split: str = "train",
+    horizon: int = 30,
+    with_admissible: bool = False,
+    render_mode: str | None = None,
+    **settings: Any,
 ) -> TextEnv:
     """``steca/Household-v0``; further keywords are ``HouseholdSettings``."""
     if "task_types" in settings:

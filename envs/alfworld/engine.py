@@ -40,15 +40,10 @@ def look(game: Game, state: State) -> str:
     """Answer to ``look``."""
     here = game.by_location.get(state.location, ())
     if not here:
-        return (
-            "You are in the middle of a room. Looking quickly around you, you see "
-            f"{listed(a(game.receptacles))}."
-        )
+        return f"You are in the middle of a room. Looking quickly around you, you see {listed(a(game.receptacles))}."
     # The real grammar asks for an object whose absence from a receptacle here was an action's effect.
     taken = set(state.taken)
-    floor = [
-        game.objects[o] for o, at in enumerate(state.at) if state.location in at for r in here if (o, r) in taken
-    ]
+    floor = [game.objects[o] for o, at in enumerate(state.at) if state.location in at for r in here if (o, r) in taken]
     facing = listed([game.receptacles[r] for r in here])
     return f"You are facing the {facing}. Next to it, you see {listed(a(floor))}."
 
@@ -246,7 +241,9 @@ def _slice(game: Game, state: State, o: int, knife: int) -> tuple[State, str] | 
         return None
     if game.object_type[knife] not in ("knifetype", "butterknifetype") or state.location not in state.at[o]:
         return None
-    return state._replace(sliced=state.sliced | (1 << o)), f"You sliced the {game.objects[o]} with the {game.objects[knife]}."
+    return state._replace(
+        sliced=state.sliced | (1 << o)
+    ), f"You sliced the {game.objects[o]} with the {game.objects[knife]}."
 
 
 def admissible(game: Game, state: State) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
 """A ``game.tw-pddl`` file as compact tables: receptacles, objects, the goal and the initial state.
 
-Knows ALFWorld's one PDDL domain and its file format (json_2.1.x). Knows no play: ``engine`` moves through the states.
+Knows ALFWorld's one PDDL domain and its file format (json_2.1.x). Knows no play: ``engine`` moves through
+the states.
 
-Names are numbered as ALFWorld's demangler does without shuffling: ids of one type, sorted, get the highest number first.
+Names are numbered as ALFWorld's demangler does without shuffling: of the sorted ids of a type, the first gets the
+highest number.
 """
 
 from __future__ import annotations
@@ -167,7 +169,9 @@ def load_game(data: Mapping[str, Any], task_type: str = "") -> Game:
         | {o for pair in pairs("inreceptacleobject") for o in pair}
     )
     obj = {o: i for i, o in enumerate(object_ids)}
-    locations = sorted({loc for _, loc in pairs("receptacleatlocation") + pairs("objectatlocation") + pairs("atlocation")})
+    locations = sorted(
+        {loc for _, loc in pairs("receptacleatlocation") + pairs("objectatlocation") + pairs("atlocation")}
+    )
     loc = {name: i for i, name in enumerate(locations)}
 
     def mask(predicate: str, index: Mapping[str, int]) -> int:

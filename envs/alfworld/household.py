@@ -99,7 +99,9 @@ class HouseholdSettings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.num_receptacles < 3:
-            raise ConfigError(f"num_receptacles must be >= 3, got {self.num_receptacles}; a task needs places to search")
+            raise ConfigError(
+                f"num_receptacles must be >= 3, got {self.num_receptacles}; a task needs places to search"
+            )
         unknown = [t for t in self.task_types if t not in TASK_TYPES]
         if unknown or not self.task_types:
             raise ConfigError(f"task_types must be some of {', '.join(TASK_TYPES)}, got {self.task_types}")

@@ -22,7 +22,9 @@ from steca_gym.registry import explain_unknown
 
 from .game import TASK_TYPES, Game, read_game
 
-_WHAT_TO_DO = "run `alfworld-download` and set ALFWORLD_DATA to the folder that it made, or to a folder of .tar.xz of it"
+_WHAT_TO_DO = (
+    "run `alfworld-download` and set ALFWORLD_DATA to the folder that it made, or to a folder of .tar.xz of it"
+)
 
 
 def data_folder(path: str | Path | None) -> Path:

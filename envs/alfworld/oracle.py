@@ -1,4 +1,4 @@
-"""An expert for ALFWorld's six tasks: the shortest way from any state, by enumerating what could be fetched and where to.
+"""An expert for ALFWorld's six tasks: the shortest way from any state, by trying what could be fetched.
 
 Knows where everything is, as the real planner does. Knows no texts beyond commands. A task asks for one object (or
 two) to be brought, treated and placed, so every plan is a chain of errands; the cheapest chain is found by trying all
@@ -31,9 +31,7 @@ def plan(game: Game, state: State) -> list[Step] | None:
 
 def _candidates(game: Game, state: State) -> list[list[Step] | None]:
     goal = game.goal
-    objects = [
-        o for o, kind in enumerate(game.object_type) if kind == goal.object_type and _reachable(game, state, o)
-    ]
+    objects = [o for o, kind in enumerate(game.object_type) if kind == goal.object_type and _reachable(game, state, o)]
     if goal.kind == "light":
         lamps = [
             (o, r)

@@ -6,7 +6,7 @@ Knows where games come from (a ``Games`` source). Knows no horizon and no prompt
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from steca_gym.env import ExpertReach, Outcome, World
 from steca_gym.errors import DataError
@@ -39,16 +39,14 @@ class Games(Protocol):
 class AlfredWorld(World):
     """One live game. ``over`` when won; every command answers with text, valid or not."""
 
-    name = "alfworld"
-    version = "1"
-    expert_reach: ExpertReach = "any"
+    expert_reach: ClassVar[ExpertReach] = "any"
     can_save = True
 
     def __init__(self, games: Games) -> None:
         """Play the games of a source."""
         self.games = games
-        self.name = games.name  # type: ignore[misc]
-        self.version = games.version  # type: ignore[misc]
+        self.name = games.name
+        self.version = games.version
         self._game: Game | None = None
         self._task_id = ""
         self._state: State | None = None
@@ -127,4 +125,3 @@ class AlfredWorld(World):
         task_id, self._state = token
         if task_id != self._task_id or self._game is None:
             self._game, self._task_id = self.games.game(task_id), task_id
-

@@ -17,6 +17,6 @@ def steca(run: Run) -> Path | None:
     model = phases.warm_up(run, experts)
     for round_index in range(int(run.settings["method"]["num_rounds"])):
         phases.calibration(run, model, experts, round_index)
-        samples = phases.reinforced_samples(run, experts)
+        samples = phases.reinforced_samples(run, experts, round_index)
         model = phases.reinforce(run, model, samples, round_index)
     return model
