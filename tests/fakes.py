@@ -13,7 +13,7 @@ from steca_gym.errors import AgentError, DataError
 class CorridorWorld(World):
     """A corridor: walk right until the door. Task ``"corridor-N"`` has its door N rooms away.
 
-    ``left``, ``right`` and ``open`` are understood; ``open`` at the door wins, ``jump`` ends the episode lost,
+    ``left``, ``right`` and ``open`` are understood; ``open`` at the door wins, ``jump`` ends the game lost,
     ``crash`` raises. The seed decides the colour of the walls, which every observation names.
     """
 

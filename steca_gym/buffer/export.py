@@ -5,7 +5,7 @@ Knows rows and file formats. Knows no run.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
 import os
 import sqlite3
@@ -27,7 +27,8 @@ def _replace(path: Path, write: Callable[[Path], object]) -> Path:
         write(part)
         os.replace(part, path)
     except (sqlite3.Error, OSError) as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise StorageError(f"cannot write {str(path)!r}: {error}; {explain(error)}") from error
     return path
 
@@ -72,7 +73,14 @@ def write_tables(db: sqlite3.Connection, folder: Path, tables: Sequence[str] = T
         data = {c: [_utf8(from_cell(row[i])) for row in rows] for i, (c, _) in enumerate(declared)}
         schema = pa.schema([pa.field(column, getattr(pa, kind)()) for column, kind in declared])
         table = pa.table(data, schema=schema)
-        paths.append(_replace(folder / f"{name}.parquet", functools.partial(pq.write_table, table)))
+
+        def write(part: Path, table: Any = table) -> None:
+            # A table without rows gets no row group: datasets does not read one that is empty.
+            with pq.ParquetWriter(part, table.schema) as writer:
+                if table.num_rows:
+                    writer.write_table(table)
+
+        paths.append(_replace(folder / f"{name}.parquet", write))
     return paths
 
 

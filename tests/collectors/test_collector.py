@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steca_gym.agents.scripted import ExpertAgent, RandomAgent, ReplayAgent
 
 from steca_gym.agent import Prompt, Sampling, Turn, render_turn
-from steca_gym.agents.scripted import ExpertAgent, RandomAgent, ReplayAgent
 from steca_gym.collectors import Collector, EpisodeRequest, Ledger
 from steca_gym.env import INVALID_TURN_OBSERVATION
 from steca_gym.errors import AgentError, ConfigError

@@ -1,0 +1,237 @@
+import dataclasses
+
+import pytest
+import torch
+from steca_gym.agents.transformers import TransformersAgent
+
+from steca_gym.agent import Message, Sampling, StreamingAgent, TurnRequest
+from steca_gym.chat import encode_conversation
+from steca_gym.collectors import Collector, EpisodeRequest
+from steca_gym.errors import AgentError, CheckpointError, ConfigError
+from tests.fakes import corridor, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return tiny_model(), tiny_tokenizer()
+
+
+def make(parts, **kwargs):
+    model, tokenizer = parts
+    return TransformersAgent(model, tokenizer=tokenizer, **kwargs)
+
+
+def requests(count, temperature, max_new_tokens=9):
+    sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens)
+    return [EpisodeRequest(task_id=f"corridor-{1 + i % 5}", seed=i, sampling=sampling) for i in range(count)]
+
+
+def play(agent, asked, num_envs=64, horizon=4):
+    collector = Collector(corridor(horizon=horizon), agent, num_envs=num_envs)
+    return [episode.trajectory for episode in collector.run(asked)], collector.ledger.total()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_both_engines_say_the_same_and_blocks_read_less(parts, temperature):
+    asked = requests(6, temperature)
+    ours, cost = play(make(parts, engine="blocks"), asked)
+    plain, whole = play(make(parts, engine="generate"), asked)
+    assert [t.steps for t in ours] == [t.steps for t in plain]
+    assert cost.num_prompt_tokens_read + cost.num_prompt_tokens_reused == whole.num_prompt_tokens_read
+    assert cost.num_prompt_tokens_read < whole.num_prompt_tokens_read / 2
+    assert cost.num_sampled_tokens == whole.num_sampled_tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("max_batch_size", [3, 64])
+def test_alone_and_among_others_token_for_token(parts, temperature, max_batch_size):
+    asked = requests(7, temperature)
+    together, _ = play(make(parts, max_batch_size=max_batch_size), asked)
+    agent = make(parts)
+    alone = [play(agent, [request], num_envs=1)[0][0] for request in asked]
+    assert together == alone
+
+
+def test_a_small_cache_evicts_and_reads_again_with_the_same_result(parts):
+    asked = requests(8, 1.0)
+    roomy, much = play(make(parts), asked)
+    agent = make(parts, kv_cache_gib=60 * 16 * 512 / 2**30)
+    tight, more = play(agent, asked)
+    assert agent._blocks.table.num_blocks == 60
+    assert tight == roomy
+    assert more.num_prompt_tokens_read > much.num_prompt_tokens_read
+
+
+def test_forks_read_their_common_prefix_once(parts):
+    agent = make(parts)
+    collector = Collector(corridor(horizon=8), agent)
+    whole = collector.run([dataclasses.replace(requests(1, 1.0)[0], capture=True)])[0]
+    before = collector.ledger.total().num_prompt_tokens_read
+    fork = whole.forks[6]
+    sampling = Sampling(max_new_tokens=9)
+    asked = [
+        EpisodeRequest(
+            task_id=fork.snapshot.task_id, seed=s, start=fork, sampling=sampling, max_agent_turns=1
+        )
+        for s in range(5)
+    ]
+    forked = collector.run(asked)
+    prompt, _ = encode_conversation(
+        agent.tokenizer, fork.prefix.messages(collector.prompt), for_generation=True
+    )
+    read = collector.ledger.total().num_prompt_tokens_read - before
+    # What the last block holds only in part is read by each; the new observation by the first of them.
+    assert read <= 5 * 16 + 200 < len(prompt)
+    fresh, _ = play(make(parts), asked, horizon=8)
+    assert [e.trajectory.steps for e in forked] == [t.steps for t in fresh]
+
+
+def test_ids_are_kept_in_prompts_and_samples(parts):
+    agent = make(parts)
+    trajectory = play(agent, requests(1, 1.0))[0][0]
+    ids, mask = encode_conversation(agent.tokenizer, trajectory.messages(Collector(corridor(), agent).prompt))
+    end = list(agent.codec.end_ids)
+    said = [token for step in trajectory.steps for token in (*step.token_ids, *end)]
+    assert [token for token, mine in zip(ids, mask, strict=True) if mine] == said
+    # Bytes of a random model do not survive decoding and encoding: to keep ids is not the same as to keep text.
+    again = [token for step in trajectory.steps for token in agent.codec.tokenize(step.text)]
+    assert again != [token for step in trajectory.steps for token in step.token_ids]
+
+
+def test_the_engine_feeds_exactly_what_the_samples_hold(parts, monkeypatch):
+    agent = make(parts)
+    fed = {}
+    original = type(agent._blocks).submit
+
+    def spy(self, key, row):
+        fed.setdefault(key, []).append(list(row.prompt))
+        return original(self, key, row)
+
+    monkeypatch.setattr(type(agent._blocks), "submit", spy)
+    trajectory = play(agent, requests(1, 1.0))[0][0]
+    ids, _ = encode_conversation(agent.tokenizer, trajectory.messages(Collector(corridor(), agent).prompt))
+    prompts = next(iter(fed.values()))
+    assert len(prompts) == 4
+    for prompt in prompts:
+        assert ids[: len(prompt)] == prompt
+
+
+def test_turns_come_back_one_by_one(parts):
+    agent = make(parts)
+    assert isinstance(agent, StreamingAgent)
+    hello = (Message("user", "hello"),)
+    short = Sampling(max_new_tokens=1, temperature=0)
+    long = Sampling(max_new_tokens=30, temperature=0)
+    agent.submit(
+        [
+            TurnRequest(episode_id="long", messages=hello, seed=0, turn=0, sampling=long),
+            TurnRequest(episode_id="short", messages=(Message("user", "you"),), seed=0, turn=0, sampling=short),
+        ]
+    )
+    assert [key for key, _ in agent.poll()] == ["short"]
+    agent.submit(
+        [TurnRequest(episode_id="late", messages=(Message("user", "me"),), seed=0, turn=0, sampling=short)]
+    )
+    assert [key for key, _ in agent.poll()] == ["late"]
+    with pytest.raises(AgentError, match="under way already"):
+        agent.submit([TurnRequest(episode_id="long", messages=hello, seed=0, turn=0, sampling=long)])
+    agent.release(["long"])
+    assert agent.poll() == []
+    table = agent._blocks.table
+    agent.release(["short", "late"])
+    assert table.num_available == table.num_blocks
+
+
+def test_a_prompt_that_is_too_long_fails_alone(parts):
+    asked = requests(2, 0.0)
+    agent = make(parts, kv_cache_gib=30 * 16 * 512 / 2**30)
+    long = dataclasses.replace(asked[1], sampling=Sampling(max_new_tokens=1000))
+    good, bad = play(agent, [asked[0], long], horizon=2)[0]
+    assert good.ended == "horizon" and bad.ended == "failed"
+    assert "exceed the 480" in bad.error
+
+
+def test_a_trained_live_model_is_read_anew():
+    model, tokenizer = tiny_model(seed=3), tiny_tokenizer()
+    agent = TransformersAgent(model, tokenizer=tokenizer)
+    asked = requests(2, 0.0)
+    before, _ = play(agent, asked)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    after, cost = play(agent, asked)
+    fresh, fresh_cost = play(TransformersAgent(model, tokenizer=tokenizer), asked)
+    assert after == fresh and after != before
+    assert cost.num_prompt_tokens_reused == fresh_cost.num_prompt_tokens_reused
+
+
+def test_a_live_model_keeps_its_own_attention(parts):
+    play(make(parts), requests(1, 0.0))
+    assert parts[0].config._attn_implementation == "sdpa"
+
+
+def test_folders_load_and_what_is_none_is_refused(parts, tmp_path):
+    model, tokenizer = parts
+    model.save_pretrained(tmp_path / "good")
+    tokenizer.save_pretrained(tmp_path / "good")
+    agent = TransformersAgent(tmp_path / "good")
+    assert agent.name == "good" and "measured" in agent.engine_line
+    explicit = TransformersAgent(tmp_path / "good", dtype="float32")
+    assert play(explicit, requests(2, 0.0))[0][0].steps == play(make(parts), requests(2, 0.0))[0][0].steps
+    half = TransformersAgent(tmp_path / "good", dtype="bfloat16")
+    assert half._blocks is not None and all(t.ended == "horizon" for t in play(half, requests(3, 1.0))[0])
+    with pytest.raises(CheckpointError, match="no such folder"):
+        TransformersAgent(tmp_path / "nowhere")
+    model.save_pretrained(tmp_path / "bare")
+    tiny_tokenizer(None).save_pretrained(tmp_path / "bare")
+    with pytest.raises(CheckpointError, match="no chat template") as caught:
+        TransformersAgent(tmp_path / "bare")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_attention_falls_back_and_says_so():
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    torch.manual_seed(0)
+    local = GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=300,
+            hidden_size=32,
+            num_layers=2,
+            attention_types=[[["global", "local"], 1]],
+            window_size=8,
+            num_heads=4,
+            max_position_embeddings=512,
+        )
+    ).eval()
+    agent = TransformersAgent(local, tokenizer=tiny_tokenizer())
+    assert agent._blocks is None and "histories are read again" in agent.engine_line
+    with pytest.raises(CheckpointError, match="engine=blocks"):
+        TransformersAgent(local, tokenizer=tiny_tokenizer(), engine="blocks")
+    assert all(t.ended == "horizon" for t in play(agent, requests(2, 1.0), horizon=2)[0])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"max_batch_size": 0}, "max_batch_size"),
+        ({"kv_cache_gib": 0}, "kv_cache_gib"),
+        ({"kv_cache_gib": 1e-9}, "blocks of 16"),
+        ({"engine": "warp"}, "engine must be"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(parts, kwargs, match):
+    with pytest.raises(ConfigError, match=match):
+        make(parts, **kwargs)
+
+
+def test_a_live_model_needs_its_tokenizer(parts):
+    with pytest.raises(ConfigError, match="tokenizer"):
+        TransformersAgent(parts[0])
+
+
+def test_forced_ids_are_said_and_the_model_is_asked(parts):
+    agent = make(parts)
+    agent.force = lambda request: [5, 6, 7]
+    trajectory = play(agent, requests(1, 1.0))[0][0]
+    assert {step.token_ids for step in trajectory.steps} == {(5, 6, 7)}

@@ -1,0 +1,142 @@
+"""Household games and, where the data is, ALFWorld's official ones: text, rules, expert, states."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from pathlib import Path
+
+import gymnasium
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from steca_gym.env import TextEnv
+from steca_gym.envs.alfworld import engine, make_alfworld, make_household
+from steca_gym.envs.alfworld.game import TASK_TYPES
+from steca_gym.errors import ConfigError, DataError
+
+
+def official_data() -> str:
+    given = os.environ.get("ALFWORLD_DATA")
+    beside = Path(__file__).resolve().parents[4] / "shared" / "alfworld"
+    found = given or (str(beside / "valid_seen.tar.xz") if beside.exists() else "")
+    if not found:
+        pytest.skip("no official ALFWorld games: set ALFWORLD_DATA to what alfworld-download made")
+    return found
+
+
+@pytest.fixture
+def env() -> TextEnv:
+    return make_household(num_receptacles=5, num_objects=5)
+
+
+def test_gymnasium_accepts_it_and_makes_it_by_id() -> None:
+    check_env(gymnasium.make("steca_gym.envs:steca/Household-v0").unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("split", ["train", "valid_seen", "valid_unseen"])
+def test_the_expert_wins_every_kind_of_game(env: TextEnv, split: str) -> None:
+    kinds = set()
+    for task_id in env.task_ids(split)[:60]:
+        _, info = env.reset(seed=0, options={"task_id": task_id})
+        kinds.add(info["task_type"])
+        terminated = truncated = False
+        while not (terminated or truncated):
+            action = env.expert_action()
+            assert action in (env.admissible_actions() or ())
+            _, _, terminated, truncated, info = env.step(action or "")
+        assert info["won"], task_id
+    assert kinds == set(TASK_TYPES)
+
+
+def test_the_expert_wins_from_wherever_random_actions_led(env: TextEnv) -> None:
+    rng = random.Random(0)
+    for task_id in env.task_ids()[:60]:
+        env.reset(seed=0, options={"task_id": task_id})
+        over = False
+        for _ in range(10):
+            if not over:
+                *_, over, _, info = env.step(rng.choice(env.admissible_actions() or ("look",)))
+        while not over:
+            *_, over, truncated, info = env.step(env.expert_action() or "")
+            assert not truncated
+        assert info["won"]
+
+
+def test_exactly_the_admissible_commands_do_something(env: TextEnv) -> None:
+    rng = random.Random(1)
+    env.reset(seed=0, options={"task_id": "train/3"})
+    every = {c for t in env.task_ids()[:12] for c in _commands(env, t)}
+    env.reset(seed=0, options={"task_id": "train/3"})
+    for _ in range(12):
+        snapshot, admissible = env.snapshot(), set(env.admissible_actions() or ())
+        for command in sorted(every | admissible):
+            env.restore(snapshot)
+            observation, *_, info = env.step(command)
+            assert info["valid"] == (command in admissible), command
+            assert info["valid"] or observation == engine.NOTHING
+        env.restore(snapshot)
+        *_, over, _, _ = env.step(rng.choice(sorted(admissible)))
+        if over:
+            break
+
+
+def _commands(env: TextEnv, task_id: str) -> set[str]:
+    env.reset(seed=0, options={"task_id": task_id})
+    found = set(env.admissible_actions() or ())
+    for _ in range(4):
+        *_, over, _, _ = env.step(env.expert_action() or "")
+        if over:
+            break
+        found |= set(env.admissible_actions() or ())
+    return found
+
+
+def test_states_are_small_equal_and_entered_in_another_environment(env: TextEnv) -> None:
+    env.reset(seed=0, options={"task_id": "train/0"})
+    env.step(env.expert_action() or "")
+    token = pickle.dumps(env.snapshot())
+    assert len(token) < 4000
+    other = make_household(num_receptacles=5, num_objects=5)
+    other.restore(pickle.loads(token))
+    assert other.state_key() == env.state_key()
+    assert other.step("look") == env.step("look")
+
+
+@pytest.mark.parametrize("action", ["", " ", "go to", "take  from ", "x" * 1_000_000, "\x00", "打开 drawer 1", "move {o} to {r}"])
+def test_hostile_actions_are_answered(env: TextEnv, action: str) -> None:
+    env.reset(seed=0)
+    observation, *_, info = env.step(action)
+    assert observation == engine.NOTHING and not info["valid"]
+
+
+def test_bad_settings_and_tasks_say_what_is_wrong(env: TextEnv) -> None:
+    with pytest.raises(ConfigError, match="num_receptacles must be >= 3, got 1"):
+        make_household(num_receptacles=1)
+    with pytest.raises(DataError, match="expected SPLIT/NUMBER"):
+        env.reset(options={"task_id": "kitchen"})
+    with pytest.raises(DataError, match="alfworld-download"):
+        make_alfworld(data="/nowhere")
+
+
+def test_official_walkthroughs_win_and_the_expert_is_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = official_data()
+    monkeypatch.setenv("STECA_CACHE", str(tmp_path))
+    env = make_alfworld(data=data, split="valid_seen", horizon=60)
+    longer = 0
+    for task_id in env.task_ids()[:40]:
+        game = env.world.games.game(task_id)  # type: ignore[attr-defined]
+        env.reset(options={"task_id": task_id})
+        for command in game.walkthrough:
+            assert command in (env.admissible_actions() or ())
+            *_, over, _, info = env.step(command)
+        assert info["won"] and over
+        env.reset(options={"task_id": task_id})
+        over, count = False, 0
+        while not over:
+            *_, over, truncated, info = env.step(env.expert_action() or "")
+            count += 1
+            assert not truncated
+        longer += count > len(game.walkthrough)
+    assert longer <= 2
