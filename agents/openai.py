@@ -238,9 +238,7 @@ class OpenAIReflector:
     def reflect(self, cases: Sequence[ReflectionCase]) -> list[Reflection]:
         """One reflection per case, in order."""
         asked = [(reflection_messages(case, self._prompt), self._sampling, 0) for case in cases]
-        return [
-            Reflection(text=clean_reflection(c.text), source=self.name) for c in self.endpoint.complete(asked)
-        ]
+        return [Reflection(text=clean_reflection(c.text), source=self.name) for c in self.endpoint.complete(asked)]
 
 
 class OpenAIJudge:

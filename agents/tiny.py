@@ -99,9 +99,7 @@ def build_tiny(
     except TypeError as error:
         raise ConfigError(f"tiny model: {error}; see TinySettings") from error
     folder = Path(output_dir)
-    tokenizer = make_tokenizer(
-        corpus, vocab_size=sizes.vocab_size, model_max_length=sizes.max_position_embeddings
-    )
+    tokenizer = make_tokenizer(corpus, vocab_size=sizes.vocab_size, model_max_length=sizes.max_position_embeddings)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=sizes.hidden_size,
@@ -181,9 +179,7 @@ def make_tokenizer(corpus: Iterable[str], *, vocab_size: int, model_max_length: 
 
     texts = list(corpus)
     if not any(texts):
-        raise DataError(
-            "a tokenizer needs texts, got none; pass the observations and turns of demonstrations"
-        )
+        raise DataError("a tokenizer needs texts, got none; pass the observations and turns of demonstrations")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -1,6 +1,7 @@
 """dnDTW against aeon, dtaidistance, tslearn, librosa and pure Python: one process, interleaved, medians.
 
     python benchmarks/dndtw.py --part peers       # the goals' table and the limits (needs the peers extra)
+    python benchmarks/dndtw.py --part core        # processor time of one thread, beside aeon's; the limits
     python benchmarks/dndtw.py --part scaling     # cost against length, batch and dimension
     python benchmarks/dndtw.py --part encoding    # what a user waits for: texts in, cold and cached
 
@@ -118,6 +119,11 @@ def has(package: str) -> bool:
     return found
 
 
+def chosen(peers: Contenders, only: str) -> Contenders:
+    """The peers whose name holds ``only``."""
+    return {name: call for name, call in peers.items() if only in name}
+
+
 def python_dtw(costs: np.ndarray) -> float:
     rows = costs.tolist()
     previous = [0.0] + [float("inf")] * len(rows[0])
@@ -166,14 +172,14 @@ def check(name: str, got: np.ndarray, want: np.ndarray) -> None:
     print(f"agreement with {name}: {worst:.1e}")
 
 
-def part_peers(rounds: int) -> None:
+def part_peers(rounds: int, only: str) -> None:
     vectors = make_vectors()
     for length in (20, 500):
         rng = np.random.default_rng(length)
         x, y = (rng.normal(size=(length, DIM)).astype(np.float32) for _ in range(2))
         x /= np.linalg.norm(x, axis=1)[:, None]
         y /= np.linalg.norm(y, axis=1)[:, None]
-        peers = pair_peers(x, y)
+        peers = chosen(pair_peers(x, y), only)
         scale = length * np.sqrt(2.0)
         for name, call in peers.items():
             check(f"{name}, {length} x {length}", call() / scale, dndtw(x, y))
@@ -217,6 +223,7 @@ def part_peers(rounds: int) -> None:
 
         peers["librosa"] = lambda: [librosa_dtw(C=1 - x @ y.T, backtrack=False)[-1, -1] for x, y in columns]
     peers["pure Python + numpy"] = lambda: [python_dtw(1 - x @ y.T) for x, y in columns]
+    peers = chosen(peers, only)
     for name, call in peers.items():
         check(f"{name}, 5,000 pairs", np.array(call()) / scales, want)
     show("5,000 pairs", interleaved(contenders | peers, rounds), cells, "30x faster than the fastest peer")
@@ -256,11 +263,63 @@ def part_peers(rounds: int) -> None:
 
         asl, bsl = to_time_series_dataset(ad), to_time_series_dataset(bd)
         peers["tslearn"] = lambda: cdist_dtw(asl, bsl, n_jobs=threads) ** 2 / 2
+    peers = chosen(peers, only)
     for name, call in peers.items():
         check(f"{name}, 200 x 200", call() / scales, want)
     goal = "250x faster than the fastest peer and at most 0.5 ns a cell"
     show("200 x 200 matrix", interleaved(contenders | peers, max(2, rounds // 2)), cells, goal)
     limits(a, b, cells)
+
+
+def part_core(_: int) -> None:
+    """Processor seconds of one thread, the least of several: what a busy machine spoils least."""
+    vectors = make_vectors()
+    table = np.maximum(0, 1 - vectors @ vectors.T)
+    rng = np.random.default_rng(0)
+    rows = []
+    for length in (20, 500):
+        x, y = (rng.normal(size=(length, DIM)).astype(np.float32) for _ in range(2))
+        calls: Contenders = {"ours": lambda x=x, y=y: dndtw(x, y)}
+        if has("aeon"):
+            from aeon.distances import dtw_distance
+
+            xv, yv = x.astype(np.float64).T, y.astype(np.float64).T
+            calls["aeon, transposed views"] = lambda x=xv, y=yv: dtw_distance(x, y)
+        rows.append((f"one pair {length} x {length}", length * length, calls))
+    a, b = make_ids(5000, 1), make_ids(5000, 2)
+    emb_a, emb_b = [vectors[x] for x in a], [vectors[y] for y in b]
+    flat_a, flat_b = ragged(emb_a), ragged(emb_b)
+    calls = {
+        "ours, cost table given": lambda: dndtw_pairs(a, b, cost=table, num_threads=1),
+        "ours, indices and 400 vectors": lambda: dndtw_pairs(a, b, vectors=vectors, num_threads=1),
+        "ours, flat embeddings with offsets": lambda: dndtw_pairs(flat_a, flat_b, num_threads=1),
+        "ours, lists of embeddings": lambda: dndtw_pairs(emb_a, emb_b, num_threads=1),
+    }
+    if has("aeon"):
+        views = [(x.astype(np.float64).T, y.astype(np.float64).T) for x, y in zip(emb_a, emb_b, strict=True)]
+        calls["aeon, transposed views"] = lambda: [dtw_distance(x, y) for x, y in views]
+    rows.append(("5,000 pairs", sum(len(x) * len(y) for x, y in zip(a, b, strict=True)), calls))
+    p, q = make_ids(200, 3), make_ids(200, 4)
+    emb_p, emb_q = [vectors[x] for x in p], [vectors[y] for y in q]
+    calls = {
+        "ours, cost table given": lambda: dndtw_matrix(p, q, cost=table, num_threads=1),
+        "ours, indices and 400 vectors": lambda: dndtw_matrix(p, q, vectors=vectors, num_threads=1),
+        "ours, lists of embeddings": lambda: dndtw_matrix(emb_p, emb_q, num_threads=1),
+    }
+    if has("aeon"):
+        from aeon.distances import dtw_pairwise_distance
+
+        pv, qv = ([x.astype(np.float64).T for x in side] for side in (emb_p, emb_q))
+        calls["aeon, transposed views"] = lambda: dtw_pairwise_distance(pv, qv, n_jobs=1)
+    rows.append(("200 x 200 matrix", sum(map(len, p)) * sum(map(len, q)), calls))
+    print("\n### Processor time of one thread, the least of seven\n")
+    print("| work | contender | time | ns a cell | aeon / this |\n|---|---|---|---|---|")
+    for title, cells, calls in rows:
+        spent = {name: fastest(call, 3 if "aeon" in name else 7) for name, call in calls.items()}
+        for name, value in spent.items():
+            peer = next((t for n, t in spent.items() if "aeon" in n), float("nan"))
+            print(f"| {title} | {name} | {pretty(value)} | {value / cells * 1e9:.3g} | {peer / value:.1f}x |")
+    limits(p, q, sum(map(len, p)) * sum(map(len, q)))
 
 
 # -- limits ------------------------------------------------------------------------------------------------
@@ -432,12 +491,16 @@ def part_encoding(rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["peers", "scaling", "encoding"], default="peers")
+    parser.add_argument("--part", choices=["peers", "core", "scaling", "encoding"], default="peers")
     parser.add_argument("--rounds", type=int, default=9, help="measurements per contender, interleaved")
+    parser.add_argument("--only", default="", help="peers whose name holds this, e.g. 'transposed'")
     options = parser.parse_args()
     packages = ("numpy", "numba", "aeon", "dtaidistance", "tslearn", "librosa")
     print(machine_line(*(packages if options.part == "peers" else packages[:2])))
-    {"peers": part_peers, "scaling": part_scaling, "encoding": part_encoding}[options.part](options.rounds)
+    if options.part == "peers":
+        part_peers(options.rounds, options.only)
+    else:
+        {"core": part_core, "scaling": part_scaling, "encoding": part_encoding}[options.part](options.rounds)
 
 
 if __name__ == "__main__":

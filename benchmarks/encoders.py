@@ -148,9 +148,7 @@ def encoding_seconds(encoder: Any, texts: list[str], rounds: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agent-model", help="folder of a policy's model, for the agent encoder")
     parser.add_argument("--bert", help="folder of a BERT model, for bert-cls")
     parser.add_argument("--games", type=int, default=140, help="at most so many valid_seen games")

@@ -85,16 +85,12 @@ def bare(folder: Path, samples: list[WeightedTrajectory], settings: TrainSetting
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a model folder instead of the tiny ones")
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps per measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument(
-        "--sizes", default="2x128x2,3x128x4,3x128x2,4x128x4,4x256x4", help="layers x width x heads"
-    )
+    parser.add_argument("--sizes", default="2x128x2,3x128x4,3x128x2,4x128x4,4x256x4", help="layers x width x heads")
     args = parser.parse_args()
     samples = demonstrations(args.steps * args.batch_size)
     print(machine_line("torch", "transformers", "trl"))
@@ -108,9 +104,7 @@ def main() -> None:
             texts = [m.content for s in samples for m in s.trajectory.messages(PROMPT)]
             for size in args.sizes.split(","):
                 layers, width, heads = (int(x) for x in size.split("x"))
-                folder = build_tiny(
-                    texts, Path(scratch) / size, num_layers=layers, hidden_size=width, num_heads=heads
-                )
+                folder = build_tiny(texts, Path(scratch) / size, num_layers=layers, hidden_size=width, num_heads=heads)
                 models.append((f"tiny {layers} x {width}, {heads} heads", folder))
         for name, folder in models:
             for precision in ("fp32", "bf16"):

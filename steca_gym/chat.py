@@ -89,8 +89,7 @@ class ChatCodec:
         """
         if start and messages[start - 1].role != "assistant":
             raise ConfigError(
-                f"start must stand behind an assistant's message, got {start} behind "
-                f"{messages[start - 1].role!r}"
+                f"start must stand behind an assistant's message, got {start} behind {messages[start - 1].role!r}"
             )
         ids: list[int] = []
         mask: list[int] = []
@@ -100,11 +99,7 @@ class ChatCodec:
             opening = self._opening(messages)
         for index in range(start, len(messages)):
             message = messages[index]
-            piece = (
-                opening[index]
-                if index < len(opening)
-                else self._piece(messages[index - 1].role, message.role)
-            )
+            piece = opening[index] if index < len(opening) else self._piece(messages[index - 1].role, message.role)
             pending += piece.before
             if message.role != "assistant":
                 pending += piece.body(message.content) + piece.after
@@ -140,9 +135,7 @@ class ChatCodec:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of sampled ids, special tokens left out."""
-        text: str = self.tokenizer.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
     # -- taking the template apart -------------------------------------------------------------------------

@@ -58,7 +58,8 @@ def compare(overrides: Sequence[str], methods: Sequence[str]) -> dict[str, Evalu
     console.print(table)
     console.print(paired)
     seconds = time.perf_counter() - start
-    path = folders[0].parent / f"comparison-{'-'.join(methods)}-s{run.seed}.md"
+    seed = int(compose(overrides).seed)
+    path = folders[0].parent / f"comparison-{'-'.join(methods)}-s{seed}.md"
     write_atomically(path, f"{markdown}\n\n{paired_markdown}\n\n{seconds:.0f} s in all\n")
     console.print(f"{seconds:.0f} s in all; table: {path}; runs: {folders[0].parent}")
     return reports

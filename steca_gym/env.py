@@ -35,9 +35,7 @@ ExpertReach = Literal["none", "start", "any"]
 MAX_TEXT_LENGTH = 1 << 20
 """characters of an action or observation"""
 
-INVALID_TURN_OBSERVATION = (
-    "The turn could not be read. Answer with one line 'Thought: ...' and one line 'Action: ...'."
-)
+INVALID_TURN_OBSERVATION = "The turn could not be read. Answer with one line 'Thought: ...' and one line 'Action: ...'."
 """what an agent is told when its turn does not parse; the world stands still, the step counts"""
 
 

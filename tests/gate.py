@@ -17,7 +17,6 @@ SOURCES = ["steca_gym", "envs", "agents"]
 
 PARTS: dict[str, list[str]] = {
     "ruff": ["ruff", "check", "."],
-    "format": ["ruff", "format", "--check", "--quiet", "."],
     "mypy": ["mypy", *SOURCES],
     "pyright": ["pyright", "--warnings"],
     "wheel": ["-m", "tests.wheel"],

@@ -212,7 +212,11 @@ def test_decisions_survive_a_repeated_phase_and_cannot_be_undone(tmp_path):
 
 @pytest.mark.parametrize(
     ("calibration_id", "decision", "who", "told"),
-    [("nope", "refused", "Ada", "no calibration 'nope'"), ("c1.0.0", "refused", " ", "who"), ("c1.0.0", "maybe", "A", "maybe")],
+    [
+        ("nope", "refused", "Ada", "no calibration 'nope'"),
+        ("c1.0.0", "refused", " ", "who"),
+        ("c1.0.0", "maybe", "A", "maybe"),
+    ],
 )
 def test_a_decision_names_a_calibration_a_word_and_a_person(tmp_path, calibration_id, decision, who, told):
     buffer = open_buffer(tmp_path)
@@ -402,7 +406,9 @@ def filled(tmp_path):
 def test_json_lines_hold_everything(tmp_path):
     buffer = filled(tmp_path)
     buffer.decide("c1.0.0", "approved", who="Ada", why="läuft")
-    files = {p.name: [json.loads(line) for line in p.open(encoding="utf-8")] for p in buffer.export_jsonl(tmp_path / "out")}
+    files = {
+        p.name: [json.loads(line) for line in p.open(encoding="utf-8")] for p in buffer.export_jsonl(tmp_path / "out")
+    }
     assert {name: len(rows) for name, rows in files.items()} == {
         "trajectories.jsonl": 2,
         "results.jsonl": 1,

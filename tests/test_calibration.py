@@ -80,9 +80,7 @@ def test_exploration_asks_the_agent_in_every_state_of_the_expert() -> None:
 
 @pytest.mark.parametrize("rewards", [FIXED, StepRewardSettings()], ids=["fixed", "racing"])
 @pytest.mark.parametrize("preset", ["default", "paper", "repo"])
-def test_an_irreversible_action_is_found_and_its_calibration_refused(
-    preset: str, rewards: StepRewardSettings
-) -> None:
+def test_an_irreversible_action_is_found_and_its_calibration_refused(preset: str, rewards: StepRewardSettings) -> None:
     settings = CalibrationSettings.preset(preset, same_action="exact")
     result = calibrate(
         collect(slipping("jump", 3)),
@@ -136,14 +134,10 @@ def test_every_accepted_calibration_replays_to_success() -> None:
         result = calibrate(collect(slipping(wrong, 2, helpless=True)), experts(2), make_env=make_corridor)
         assert len(result.accepted) == 2
         requests = [
-            EpisodeRequest(
-                task_id=c.task_id, seed=c.trajectory.seed, script=c.trajectory.steps, max_agent_turns=0
-            )
+            EpisodeRequest(task_id=c.task_id, seed=c.trajectory.seed, script=c.trajectory.steps, max_agent_turns=0)
             for c in result.accepted
         ]
-        for episode, calibration in zip(
-            collect(slipping("x", 0)).run(requests), result.accepted, strict=True
-        ):
+        for episode, calibration in zip(collect(slipping("x", 0)).run(requests), result.accepted, strict=True):
             assert episode.trajectory.won
             assert [s.observation for s in episode.trajectory.steps] == [
                 s.observation for s in calibration.trajectory.steps
@@ -236,12 +230,8 @@ def test_only_the_first_deviation_counts_and_later_ones_cost_nothing() -> None:
 def test_results_do_not_depend_on_how_many_run_at_once(estimator: str) -> None:
     rewards = StepRewardSettings(estimator=estimator, lookahead=0)  # type: ignore[arg-type]
     agent = slipping("detour", 3, slip=0.1, helpless=True)
-    one = calibrate(
-        collect(agent, num_envs=1), experts(4), reward_settings=rewards, make_env=make_corridor, seed=5
-    )
-    many = calibrate(
-        collect(agent, num_envs=32), experts(4), reward_settings=rewards, make_env=make_corridor, seed=5
-    )
+    one = calibrate(collect(agent, num_envs=1), experts(4), reward_settings=rewards, make_env=make_corridor, seed=5)
+    many = calibrate(collect(agent, num_envs=32), experts(4), reward_settings=rewards, make_env=make_corridor, seed=5)
     assert one == many
 
 
@@ -257,9 +247,7 @@ def test_a_killed_run_goes_on_where_it_stopped() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         calibrate(collect(agent, num_envs=1), given, make_env=make_corridor, on_result=stop)
-    rest = calibrate(
-        collect(agent, num_envs=1), given, make_env=make_corridor, done={r.expert_id for r in kept}
-    )
+    rest = calibrate(collect(agent, num_envs=1), given, make_env=make_corridor, done={r.expert_id for r in kept})
     assert len(rest.results) == 3
     assert sorted([*kept, *rest.results], key=lambda r: r.task_id) == list(whole.results)
 
@@ -396,9 +384,7 @@ def test_the_three_sets() -> None:
         ]
         or [s.kind for s in samples].count("explored") == 2
     )
-    only = weighted_samples(
-        lost.results, given, dataclasses.replace(settings, expert_rests=False), distance=distance
-    )
+    only = weighted_samples(lost.results, given, dataclasses.replace(settings, expert_rests=False), distance=distance)
     assert {s.kind for s in only} == {"calibrated"}
     assert weighted_samples(lost.results, given, settings, distance=distance, approved=lambda c: False) == [
         s for s in samples if s.kind == "expert_rest"
@@ -406,9 +392,7 @@ def test_the_three_sets() -> None:
 
 
 def test_a_result_survives_json() -> None:
-    result = calibrate(
-        collect(slipping("detour", 3, slip=0.1, helpless=True)), experts(2), make_env=make_corridor
-    )
+    result = calibrate(collect(slipping("detour", 3, slip=0.1, helpless=True)), experts(2), make_env=make_corridor)
     for found in result.results:
         assert result_from_json(result_to_json(found)) == found
     with pytest.raises(DataError, match="not a calibration result"):

@@ -5,9 +5,7 @@ from steca_gym.chat import ChatCodec, codec_of, encode_conversation
 from steca_gym.errors import CheckpointError, ConfigError
 from tests.fakes import CHATML, tiny_tokenizer
 
-DEFAULT_SYSTEM = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}" + CHATML
-)
+DEFAULT_SYSTEM = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}" + CHATML
 MERGED_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{% set head = '[' + messages[0]['content'] + ']' %}"
     "{% set rest = messages[1:] %}{% else %}{% set head = '' %}{% set rest = messages %}{% endif %}"
@@ -38,9 +36,7 @@ def test_it_renders_what_the_template_renders(template, head):
     assert tokenizer.decode(ids) == tokenizer.apply_chat_template(plain, tokenize=False)
     assert ids == tokenizer.apply_chat_template(plain)["input_ids"]
     asked, _ = encode_conversation(tokenizer, talk, for_generation=True)
-    assert tokenizer.decode(asked) == tokenizer.apply_chat_template(
-        plain, tokenize=False, add_generation_prompt=True
-    )
+    assert tokenizer.decode(asked) == tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
     mine = tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m])
     assert mine == "Thought: I go right.\nAction: right<|im_end|>Action: open<|im_end|>"
     assert len(ids) == len(mask)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import steca_gym.conf
 from omegaconf import OmegaConf
 
-import steca_gym.conf
 from steca_gym.calibration import CalibrationSettings, WeightSettings
 from steca_gym.compare import compose
 from steca_gym.step_rewards import StepRewardSettings
@@ -36,6 +36,8 @@ def test_preset_files_say_what_the_presets_are(name: str) -> None:
 @pytest.mark.parametrize("agent", ["tiny", "transformers"])
 @pytest.mark.parametrize("phase", ["warm_up", "reinforce"])
 def test_training_settings_are_accepted(agent: str, phase: str) -> None:
-    raw = OmegaConf.to_container(compose([f"agent={agent}", *(["agent.model=x"] if agent == "transformers" else [])]).agent)
+    raw = OmegaConf.to_container(
+        compose([f"agent={agent}", *(["agent.model=x"] if agent == "transformers" else [])]).agent
+    )
     assert isinstance(raw, dict)
     assert TrainSettings(**raw[phase]).learning_rate > 0

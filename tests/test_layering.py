@@ -9,7 +9,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"steca_gym": "core", "envs": "envs", "agents": "agents"}
-FORBIDDEN = {"core": ("steca_gym.envs", "steca_gym.agents"), "envs": ("steca_gym.agents",), "agents": ("steca_gym.envs",)}
+FORBIDDEN = {
+    "core": ("steca_gym.envs", "steca_gym.agents"),
+    "envs": ("steca_gym.agents",),
+    "agents": ("steca_gym.envs",),
+}
 
 
 def imported(tree: ast.AST) -> set[str]:

@@ -33,9 +33,7 @@ def fork(action: str = "go", observation: str = "here") -> Fork:
     last = Outcome(observation=observation)
     return Fork(
         fork_id=action,
-        snapshot=Snapshot(
-            fingerprint="f", task_id="t", world_seed=0, num_steps=1, last=last, token=None, trail=None
-        ),
+        snapshot=Snapshot(fingerprint="f", task_id="t", world_seed=0, num_steps=1, last=last, token=None, trail=None),
         prefix=Trajectory(
             task_id="t", first_observation="Find it.", steps=(Step(action=action, observation=observation),)
         ),
@@ -51,9 +49,7 @@ def comparison(**exact: float | None) -> Comparison:
     )
 
 
-def feed(
-    rewards: StepRewards, c: Comparison, p: float, q: float, rng: random.Random, order: str = "kept"
-) -> str:
+def feed(rewards: StepRewards, c: Comparison, p: float, q: float, rng: random.Random, order: str = "kept") -> str:
     """Play the loop of the protocol; returns the verdict."""
     rewards.begin([c])
     while (decision := rewards.decide(c)) is None:
@@ -332,13 +328,8 @@ class TableJudge:
 
 def test_a_judge_decides_without_samples_and_is_checked() -> None:
     s = StepRewardSettings(estimator="judge")
-    assert (
-        feed(make_step_rewards(s, judge=TableJudge(0.9, 0.2)), comparison(), 0, 0, random.Random(0))
-        == "deviated"
-    )
-    assert (
-        feed(make_step_rewards(s, judge=TableJudge(0.5, 0.5)), comparison(), 0, 0, random.Random(0)) == "tie"
-    )
+    assert feed(make_step_rewards(s, judge=TableJudge(0.9, 0.2)), comparison(), 0, 0, random.Random(0)) == "deviated"
+    assert feed(make_step_rewards(s, judge=TableJudge(0.5, 0.5)), comparison(), 0, 0, random.Random(0)) == "tie"
     with pytest.raises(AgentError, match="2 values"):
         make_step_rewards(s, judge=TableJudge(3.0, 0.1)).begin([comparison()])
     with pytest.raises(ConfigError, match="needs a judge"):

@@ -38,9 +38,9 @@ class _Draw:
         self.position = 0
         self.stop = stop
         count = max(row.max_new_tokens for row in rows)
-        self.uniform = torch.stack(
-            [torch.from_numpy(uniforms(row.seed, row.turn, count)).float() for row in rows]
-        ).to(device)
+        self.uniform = torch.stack([torch.from_numpy(uniforms(row.seed, row.turn, count)).float() for row in rows]).to(
+            device
+        )
         self.temperature = torch.tensor([row.temperature for row in rows], device=device)
         self.top_p = torch.tensor([row.top_p for row in rows], device=device)
         self.limit = torch.tensor([row.max_new_tokens for row in rows], device=device)
@@ -76,15 +76,15 @@ class GeneratingEngine:
         self.max_batch_size = max_batch_size
         self.model_seconds = 0.0
 
-    def decode(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Ids that each row said, the stop id left out; in order."""
-        said: list[list[int]] = []
+    def decode(self, rows: Sequence[Row]) -> list[tuple[list[int], bool]]:
+        """Ids that each row said, the stop id left out, and whether there was one; in order."""
+        said: list[tuple[list[int], bool]] = []
         for start in range(0, len(rows), self.max_batch_size):
             with torch.inference_mode():
                 said += self._batch(rows[start : start + self.max_batch_size])
         return said
 
-    def _batch(self, rows: Sequence[Row]) -> list[list[int]]:
+    def _batch(self, rows: Sequence[Row]) -> list[tuple[list[int], bool]]:
         device = self.model.device
         longest = max(len(row.prompt) for row in rows)
         ids = torch.full((len(rows), longest), self.pad_id, dtype=torch.long)
@@ -112,5 +112,5 @@ class GeneratingEngine:
         for index, row in enumerate(rows):
             tokens = out[index, longest:].tolist()[: row.max_new_tokens]
             end = next((i for i, token in enumerate(tokens) if token in self.stop_ids), len(tokens))
-            answers.append(tokens[:end])
+            answers.append((tokens[:end], end < len(tokens)))
         return answers

@@ -23,6 +23,4 @@ def make_babyai(
 ) -> TextEnv:
     """Make ``steca/BabyAI-v0``; see ``BabyAIWorld`` and ``TextEnv`` for the arguments."""
     world = BabyAIWorld(levels=tuple(levels), num_train_tasks=num_train_tasks, num_eval_tasks=num_eval_tasks)
-    return TextEnv(
-        world, split=split, horizon=horizon, with_admissible=with_admissible, render_mode=render_mode
-    )
+    return TextEnv(world, split=split, horizon=horizon, with_admissible=with_admissible, render_mode=render_mode)

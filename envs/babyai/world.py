@@ -90,9 +90,7 @@ class BabyAIWorld(World):
     def task_ids(self, split: str) -> Sequence[str]:
         """All tasks of a split, the levels in turn."""
         first = _FIRST_SEED[split]
-        return tuple(
-            f"{level}/{first + index}" for index in range(self._num_tasks[split]) for level in self._levels
-        )
+        return tuple(f"{level}/{first + index}" for index in range(self._num_tasks[split]) for level in self._levels)
 
     def start(self, task_id: str, seed: int) -> Outcome:
         """Begin a mission; ``seed`` is not used, see the module."""
@@ -191,9 +189,7 @@ class BabyAIWorld(World):
     def save(self) -> Any:
         """Pickle minigrid's environment, the cells seen and the expert's plan; bytes."""
         plan_left = (self._planned, self._plan)
-        return pickle.dumps(
-            (self._level, self._env, self._seen, self._over, plan_left), pickle.HIGHEST_PROTOCOL
-        )
+        return pickle.dumps((self._level, self._env, self._seen, self._over, plan_left), pickle.HIGHEST_PROTOCOL)
 
     def load(self, token: Any) -> None:
         """Enter a state of ``save``."""

@@ -31,6 +31,4 @@ def make_scienceworld(
         num_eval_variations=num_eval_variations,
         max_jvms=max_jvms,
     )
-    return TextEnv(
-        world, split=split, horizon=horizon, with_admissible=with_admissible, render_mode=render_mode
-    )
+    return TextEnv(world, split=split, horizon=horizon, with_admissible=with_admissible, render_mode=render_mode)

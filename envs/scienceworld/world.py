@@ -117,10 +117,7 @@ class ScienceWorldWorld(World):
         columns = {task: self._table()[task][split][:limit] for task in self._tasks()}
         longest = max(len(column) for column in columns.values())
         return tuple(
-            f"{task}/{column[row]}"
-            for row in range(longest)
-            for task, column in columns.items()
-            if row < len(column)
+            f"{task}/{column[row]}" for row in range(longest) for task, column in columns.items() if row < len(column)
         )
 
     def start(self, task_id: str, seed: int) -> Outcome:
@@ -131,9 +128,7 @@ class ScienceWorldWorld(World):
             raise DataError(explain_unknown("ScienceWorld task", task[:80], table))
         variations = [variation for column in table[task].values() for variation in column]
         if not (number.isascii() and number.isdigit() and len(number) < 6) or int(number) not in variations:
-            raise DataError(
-                f"no variation {number[:40]!r} of task {task!r}; expected one of 0 to {max(variations)}"
-            )
+            raise DataError(f"no variation {number[:40]!r} of task {task!r}; expected one of 0 to {max(variations)}")
         self._task, self._variation, self._gold = task, int(number), None
         self._trail, self._told, self._asked = [], [], False
         with POOL.lend(self._token, self._max_jvms) as (jvm, _):

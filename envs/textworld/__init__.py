@@ -31,6 +31,4 @@ def make_textworld(
         num_eval_tasks=num_eval_tasks,
         games_dir=games_dir,
     )
-    return TextEnv(
-        world, split=split, horizon=horizon, with_admissible=with_admissible, render_mode=render_mode
-    )
+    return TextEnv(world, split=split, horizon=horizon, with_admissible=with_admissible, render_mode=render_mode)

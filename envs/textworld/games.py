@@ -96,6 +96,4 @@ def _build(kind: str, level: int, seed: int, path: Path) -> None:
             made = challenge.make({"level": level}, options)
         generator.compile_game(made, options)
     if not path.is_file():
-        raise DataError(
-            f"Inform 7 made no game for {kind}-{level}, seed {seed}; it runs on 64-bit Linux and macOS"
-        )
+        raise DataError(f"Inform 7 made no game for {kind}-{level}, seed {seed}; it runs on 64-bit Linux and macOS")

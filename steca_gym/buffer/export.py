@@ -87,11 +87,7 @@ def write_tables(db: sqlite3.Connection, folder: Path, tables: Sequence[str] = T
 def _utf8(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    return (
-        "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in value)
-        if not _encodable(value)
-        else value
-    )
+    return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in value) if not _encodable(value) else value
 
 
 def _encodable(text: str) -> bool:

@@ -89,9 +89,7 @@ class CalibrationBuffer:
             self._db.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             self._rollback()
-            raise StorageError(
-                f"cannot write buffer {str(self.path)!r}: {error}; {explain(error)}"
-            ) from error
+            raise StorageError(f"cannot write buffer {str(self.path)!r}: {error}; {explain(error)}") from error
         except BaseException:
             self._rollback()
             raise
@@ -186,9 +184,7 @@ class CalibrationBuffer:
         """Games of everything stored, but for the kinds named: what an evaluation has to stay away from."""
         kept = set(apart_from)
         used = {
-            task
-            for task, kind in self._rows("SELECT DISTINCT task_id, kind FROM trajectories")
-            if kind not in kept
+            task for task, kind in self._rows("SELECT DISTINCT task_id, kind FROM trajectories") if kind not in kept
         }
         return used | {row[0] for row in self._rows("SELECT DISTINCT task_id FROM calibrations")}
 
@@ -202,9 +198,7 @@ class CalibrationBuffer:
         key = (phase, result.expert_id)
         with self._writing():
             for table in ("results", "step_rewards", "samples", "calibrations"):
-                self._db.execute(
-                    f"DELETE FROM {table} WHERE phase = ? AND expert_id = ?", tuple(map(to_cell, key))
-                )
+                self._db.execute(f"DELETE FROM {table} WHERE phase = ? AND expert_id = ?", tuple(map(to_cell, key)))
             self._insert("REPLACE", "results", (*key, result_to_json(result)))
             for v in result.verdicts:
                 means = [e.mean if e is not None else None for e in (v.expert_reward, v.agent_reward)]
@@ -245,17 +239,11 @@ class CalibrationBuffer:
         found = {c.calibration_id: c for row in rows for c in result_from_json(row[0]).calibrations}
         last = self._last_decisions()
         word = {True: "approved", False: "refused"}.get(approved) if approved is not None else None
-        return [
-            c
-            for c in found.values()
-            if status in (None, c.status) and word in (None, last.get(c.calibration_id))
-        ]
+        return [c for c in found.values() if status in (None, c.status) and word in (None, last.get(c.calibration_id))]
 
     # -- decisions ------------------------------------------------------------------------------------------
 
-    def decide(
-        self, calibration_id: str, decision: Literal["approved", "refused"], *, who: str, why: str
-    ) -> Decision:
+    def decide(self, calibration_id: str, decision: Literal["approved", "refused"], *, who: str, why: str) -> Decision:
         """Record a person's decision; the last one on a calibration counts, all stay on record.
 
         Raises DataError for an unknown calibration or an anonymous decision.
@@ -265,9 +253,7 @@ class CalibrationBuffer:
         if decision not in ("approved", "refused"):
             raise DataError(f"a decision is 'approved' or 'refused', got {decision!r}")
         if not self._rows("SELECT 1 FROM calibrations WHERE calibration_id = ?", calibration_id):
-            raise DataError(
-                f"no calibration {calibration_id!r} in {str(self.path)!r}; see the table calibrations"
-            )
+            raise DataError(f"no calibration {calibration_id!r} in {str(self.path)!r}; see the table calibrations")
         entry = Decision(
             at=datetime.now(UTC).isoformat(),
             calibration_id=calibration_id,
@@ -292,9 +278,7 @@ class CalibrationBuffer:
 
     def refused_ids(self) -> set[str]:
         """Calibrations whose last decision is a refusal."""
-        return {
-            calibration_id for calibration_id, word in self._last_decisions().items() if word == "refused"
-        }
+        return {calibration_id for calibration_id, word in self._last_decisions().items() if word == "refused"}
 
     # -- progress -------------------------------------------------------------------------------------------
 
@@ -314,9 +298,7 @@ class CalibrationBuffer:
 
     def export_jsonl(self, folder: Path) -> list[Path]:
         """Write ``trajectories``, ``results`` and ``decisions`` as JSON lines; returns the files."""
-        stored = self._rows(
-            "SELECT kind, round, payload FROM trajectories ORDER BY kind, round, trajectory_id"
-        )
+        stored = self._rows("SELECT kind, round, payload FROM trajectories ORDER BY kind, round, trajectory_id")
         results = self._rows("SELECT phase, payload FROM results ORDER BY phase, expert_id")
         lines = {
             "trajectories": [object_line({"kind": k, "round": r}, payload) for k, r, payload in stored],

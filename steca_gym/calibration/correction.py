@@ -60,9 +60,7 @@ class ExpertRepair:
             self._env = bare
         env = self._env
         if env.expert_reach != "any":
-            return Repair(
-                reason=f"the expert's rest no longer fits; the world's expert reaches {env.expert_reach!r}"
-            )
+            return Repair(reason=f"the expert's rest no longer fits; the world's expert reaches {env.expert_reach!r}")
         env.restore(fork.snapshot)
         if env.world.winnable() is False:
             return Repair(reason="the task cannot be won any more behind the wrong action")
@@ -77,9 +75,7 @@ class ExpertRepair:
             steps.append(Step(thought=thought, action=action, observation=observation, source="expert"))
             over, won = terminated or truncated, bool(info["won"])
         if not won:
-            return Repair(
-                reason="the horizon leaves the world's expert too few steps behind the wrong action"
-            )
+            return Repair(reason="the horizon leaves the world's expert too few steps behind the wrong action")
         return Repair(steps=tuple(steps))
 
 
@@ -118,9 +114,7 @@ def label(steps: Sequence[Step], step: int) -> tuple[Step, ...]:
             labelled.append(replace(s, source="deviation", trainable=False))
         else:
             labelled.append(
-                replace(
-                    s, source="reflection" if i == step + 1 else "expert", trainable=s.valid and s.readable
-                )
+                replace(s, source="reflection" if i == step + 1 else "expert", trainable=s.valid and s.readable)
             )
     return tuple(labelled)
 

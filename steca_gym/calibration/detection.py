@@ -118,15 +118,11 @@ class _Detector:
             for candidate in open_ones[:reach]:
                 near, probable = self.rewards.priority(candidate.comparison)
                 # What is certainly needed comes before what may be; then what is nearest to its decision.
-                wishes += self._wishes(
-                    candidate, needed * (0.9 + 0.1 * near) if needed == 1 else 0.7 * needed
-                )
+                wishes += self._wishes(candidate, needed * (0.9 + 0.1 * near) if needed == 1 else 0.7 * needed)
                 needed *= 1 - probable
             self.outstanding += len(wishes)
             if self.outstanding == 0:
-                raise StecaError(
-                    "a step-reward estimator neither decides nor asks for samples; this is a defect of it"
-                )
+                raise StecaError("a step-reward estimator neither decides nor asks for samples; this is a defect of it")
             self._take(*(yield wishes))
             self.outstanding -= 1
         return self._detection()
@@ -178,24 +174,25 @@ class _Detector:
             ),
             sampling=sampling(self.settings, self.settings.explore_temperature),
             start=explored.fork,
-            max_agent_turns=self.settings.max_steps,
+            max_agent_turns=self._turns(candidate, self.settings.max_steps),
         )
 
     def _sample(self, candidate: _Candidate, value: StateValue, index: int, priority: float) -> Wish:
         attempt = self.attempts.get((id(value), index), 0)
-        turns, patience = self.reward_settings.max_steps, self.reward_settings.patience
-        if patience is not None:
-            # The same for both states of the comparison.
-            left = len(self.exploration.expert) - candidate.explored.step
-            turns = min(turns, math.ceil(patience * left) + 4)
         request = EpisodeRequest(
             task_id=candidate.explored.trajectory.task_id,
             seed=derive_seed(self.seed, value.token, self.settings.round, "sample", index, attempt),
             sampling=sampling(self.settings, self.reward_settings.temperature),
             start=value.fork,
-            max_agent_turns=turns,
+            max_agent_turns=self._turns(candidate, self.reward_settings.max_steps),
         )
         return Wish(request=request, priority=priority, value=value, index=index)
+
+    def _turns(self, candidate: _Candidate, most: int) -> int:
+        """Turns that the agent gets, the same for both states of a comparison."""
+        patience = self.reward_settings.patience
+        left = len(self.exploration.expert) - candidate.explored.step
+        return most if patience is None else min(most, math.ceil(patience * left) + 4)
 
     # -- answers ---------------------------------------------------------------------------------------------
 
@@ -212,9 +209,7 @@ class _Detector:
                 candidate.rest_asked = False
             else:
                 candidate.needs_rest = False
-                candidate.verdict = self._verdict(
-                    candidate, "undecided", note=f"broke: {episode.trajectory.error}"
-                )
+                candidate.verdict = self._verdict(candidate, "undecided", note=f"broke: {episode.trajectory.error}")
             return
         if failed:
             self.counts += cost([episode])
@@ -322,9 +317,7 @@ class _Detector:
             num_deviated=names.count("deviated"),
         )
         rests = {c.explored.step: c.rest for c in self.candidates if c.needs_rest and c.rest is not None}
-        return Detection(
-            verdicts=tuple(verdicts), deviations=tuple(deviations), rests=rests, counts=self.counts
-        )
+        return Detection(verdicts=tuple(verdicts), deviations=tuple(deviations), rests=rests, counts=self.counts)
 
 
 def detect_one(

@@ -60,9 +60,7 @@ def normal_action(action: str) -> str:
     return " ".join(action.casefold().split())
 
 
-def is_same_action(
-    a: Step, expert: Step, settings: CalibrationSettings, similarity: Similarity | None
-) -> bool:
+def is_same_action(a: Step, expert: Step, settings: CalibrationSettings, similarity: Similarity | None) -> bool:
     """Whether a turn's action is the expert's, by the settings' rule."""
     if settings.same_action == "none" or not a.readable:
         return False
@@ -160,9 +158,7 @@ def explore_one(
     for t, episode in zip(steps, asked, strict=True):
         if episode.trajectory.ended == "failed" or len(episode.trajectory) != t + 1 or not episode.forks:
             reason = episode.trajectory.error or "no turn came back"
-            return Exploration(
-                expert=expert, counts=counts, error=f"the agent's turn at step {t} broke: {reason}"
-            )
+            return Exploration(expert=expert, counts=counts, error=f"the agent's turn at step {t} broke: {reason}")
         turn = episode.trajectory.steps[t]
         explored.append(
             ExploredStep(

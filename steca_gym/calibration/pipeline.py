@@ -130,20 +130,13 @@ def _expert_rests(draft: _Draft) -> tuple[ExpertRest, ...]:
             continue
         behind = values.get(t + 1)  # its expert_reward is the value of the state that expert step t leads to
         beats = found.verdict == "deviated"
-        if (
-            not beats
-            and behind is not None
-            and behind.expert_reward is not None
-            and found.agent_reward is not None
-        ):
+        if not beats and behind is not None and behind.expert_reward is not None and found.agent_reward is not None:
             beats = behind.expert_reward.mean > found.agent_reward.mean
         if beats:
             steps: tuple[Step, ...] = tuple(
                 replace(s, source="expert", trainable=i >= t) for i, s in enumerate(expert.steps)
             )
-            rests.append(
-                ExpertRest(trajectory=replace(expert, steps=steps).with_id(), failed_rest=rest, step=t)
-            )
+            rests.append(ExpertRest(trajectory=replace(expert, steps=steps).with_id(), failed_rest=rest, step=t))
     return tuple(rests)
 
 
@@ -165,9 +158,7 @@ def _result(draft: _Draft, reflections: Sequence[Reflection], settings: Calibrat
         task_id=exploration.expert.task_id,
         verdicts=detection.verdicts,
         calibrations=calibrations,
-        explored_successes=tuple(
-            explored_success(rest, t) for t, rest in sorted(detection.rests.items()) if rest.won
-        ),
+        explored_successes=tuple(explored_success(rest, t) for t, rest in sorted(detection.rests.items()) if rest.won),
         expert_rests=_expert_rests(draft),
         counts=counts,
         error=exploration.error,
@@ -246,9 +237,7 @@ def calibrate(
         if asking == 0 or asking >= writer.batch_size:
             flush()
 
-    procedures = (
-        _calibrate_one(e, settings, reward_settings, rewards, cache, repair, similarity, seed) for e in todo
-    )
+    procedures = (_calibrate_one(e, settings, reward_settings, rewards, cache, repair, similarity, seed) for e in todo)
     scheduler = Scheduler(procedures, returned)
     try:
         collector.drive(scheduler)

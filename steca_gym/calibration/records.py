@@ -118,9 +118,7 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         """The sum, field by field."""
-        return Counts(
-            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)}
-        )
+        return Counts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

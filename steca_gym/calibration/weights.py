@@ -106,20 +106,14 @@ def weighted_samples(
         if "calibrated" in use:
             for c in result.calibrations:
                 if c.status == "accepted" and approved(c):
-                    failed = (
-                        c.failed_rest.actions[c.step :] if c.failed_rest is not None else (c.deviated.action,)
-                    )
+                    failed = c.failed_rest.actions[c.step :] if c.failed_rest is not None else (c.deviated.action,)
                     weight = calibration_weight(d(c.trajectory.actions[c.step + 1 :], failed), settings)
-                    samples.append(
-                        WeightedTrajectory(trajectory=c.trajectory, weight=weight, kind="calibrated")
-                    )
+                    samples.append(WeightedTrajectory(trajectory=c.trajectory, weight=weight, kind="calibrated"))
         if "expert_rest" in use:
             for rest in result.expert_rests:
                 gap = d(rest.trajectory.actions[rest.step :], rest.failed_rest.actions[rest.step :])
                 weight = calibration_weight(gap, settings)
-                samples.append(
-                    WeightedTrajectory(trajectory=rest.trajectory, weight=weight, kind="expert_rest")
-                )
+                samples.append(WeightedTrajectory(trajectory=rest.trajectory, weight=weight, kind="expert_rest"))
         expert = by_id.get(result.expert_id)
         if "explored" in use and expert is not None:
             for explored in result.explored_successes:

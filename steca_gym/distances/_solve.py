@@ -21,6 +21,9 @@ _VECTOR_BYTES = 64
 _SCRATCH_BYTES = 2 * 1024 * 1024
 """laid-out lane costs per thread: what is read again and again should stay in the second-level cache"""
 
+_CELLS_PER_THREAD = {"pairs": 250_000, "matrix": 2_000_000}
+"""cells that are worth a thread, about half a millisecond: on a busy machine a started thread waits for its turn"""
+
 _CODES = {"sqrt": _batches.SQRT, "sum": _batches.SUM, "none": _batches.NONE, "ndtw": _batches.NONE}
 
 _scratch: list[NDArray[np.uint8]] = []
@@ -64,6 +67,7 @@ def solve_pairs(
     # Equal (n, m) side by side, the longest first, so that the last blocks are small.
     order = np.argsort(-(n * (int(m.max()) + 1) + m), kind="stable")
     out = np.empty(rows.size)
+    threads = min(threads, 1 + int((n * m).sum()) // _CELLS_PER_THREAD["pairs"])
     per_block = max(lanes, -(-rows.size // (8 * threads) // lanes) * lanes)
     arguments = _arguments(options)
 
@@ -106,6 +110,7 @@ def _cross(
 ) -> None:
     """Fill ``out`` (len(a), len(b)); lanes run along ``b``."""
     lanes = _VECTOR_BYTES // table.itemsize
+    threads = min(threads, 1 + a.ids.size * b.ids.size // _CELLS_PER_THREAD["matrix"])
     order_a = np.argsort(-a.lengths, kind="stable")
     order_b = order_a if symmetric else np.argsort(-b.lengths, kind="stable")
     groups = -(-len(b) // lanes)

@@ -51,9 +51,7 @@ def make_step_rewards(
         from steca_gym.step_rewards.judge import JudgeRewards
 
         if judge is None:
-            raise ConfigError(
-                "estimator=judge needs a judge, got none; pass one, e.g. an OpenAI-compatible endpoint"
-            )
+            raise ConfigError("estimator=judge needs a judge, got none; pass one, e.g. an OpenAI-compatible endpoint")
         return JudgeRewards(settings, delta, judge)
     return FixedRewards(settings, delta)
 

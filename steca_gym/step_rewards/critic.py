@@ -45,9 +45,7 @@ def features(prefix: Trajectory) -> Array:
     if len(prefix) > 1:
         parts += [f"b:{w}" for w in prefix.steps[-2].action.casefold().split()]
     for part in parts:
-        digest = int.from_bytes(
-            hashlib.blake2b(part.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "big"
-        )
+        digest = int.from_bytes(hashlib.blake2b(part.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "big")
         row[digest % _WIDTH] += 1.0 if digest & 0x8000_0000 else -1.0
     norm = float(np.linalg.norm(row))
     return row / norm if norm else row

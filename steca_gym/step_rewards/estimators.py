@@ -127,6 +127,7 @@ class RacingRewards:
                 beta=s.beta,
                 min_effect=s.min_effect,
                 max_pairs=s.max_samples,
+                curtail=s.curtail,
             )
         # Pairs are taken in the order in which they were asked for, never in the order of finishing.
         ready = min(comparison.expert.available, comparison.agent.available)
@@ -138,7 +139,8 @@ class RacingRewards:
     def wanted(self, comparison: Comparison) -> tuple[int, int]:
         """As many more pairs as even the best luck would need: none of them can turn out superfluous."""
         race = self._race(comparison)
-        more = 0 if race.decision is not None else max(1, race.fewest_pairs_left())
+        left = self._settings.max_samples - race.num_pairs
+        more = 0 if race.decision is not None else min(left, max(1, race.fewest_pairs_left()))
         return race.num_pairs + more, race.num_pairs + more
 
     def priority(self, comparison: Comparison) -> tuple[float, float]:

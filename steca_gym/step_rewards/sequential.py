@@ -112,8 +112,18 @@ class Race:
     * ``undecided`` when ``max_pairs`` were seen, or as soon as the rest cannot decide any more.
     """
 
-    def __init__(self, *, delta: float, alpha: float, beta: float, min_effect: float, max_pairs: int) -> None:
-        """Start without evidence."""
+    def __init__(
+        self,
+        *,
+        delta: float,
+        alpha: float,
+        beta: float,
+        min_effect: float,
+        max_pairs: int,
+        curtail: bool = True,
+    ) -> None:
+        """Start without evidence; without ``curtail`` all pairs are used up before ``undecided``."""
+        self._curtail = curtail
         self._lower = Evidence(delta, rise=False)
         self._not_lower = Evidence(max(-0.999, delta - min_effect), rise=True)
         self._need_lower, self._need_not = math.log(1 / alpha), math.log(1 / beta)
@@ -135,7 +145,9 @@ class Race:
             self.decision = "deviated"
         elif self._not_lower.log_value >= self._need_not:
             self.decision = "kept"
-        elif self.fewest_pairs_left() > self._max_pairs - self.num_pairs:
+        elif self.num_pairs >= self._max_pairs or (
+            self._curtail and self.fewest_pairs_left() > self._max_pairs - self.num_pairs
+        ):
             self.decision = "undecided"
 
     def fewest_pairs_left(self) -> int:
@@ -157,9 +169,7 @@ class Race:
         return 1 / (1 + math.exp(-max(-30.0, min(30.0, gap))))
 
 
-def confidence_sequence(
-    outcomes: Sequence[float], level: float = 0.95, grid: int = 201
-) -> tuple[float, float]:
+def confidence_sequence(outcomes: Sequence[float], level: float = 0.95, grid: int = 201) -> tuple[float, float]:
     """An interval for a bounded mean that covers it at every sample size at once with the given level.
 
     Hedged betting capital with a mixture of constant stakes, inverted on a grid of candidate means

@@ -33,21 +33,27 @@ class StepRewardSettings:
     """racing: the drop of success probability that must not be missed"""
     max_samples: int = 20
     """racing: continuations per state; a comparison open at that point is ``undecided``"""
+    curtail: bool = True
+    """racing: stop a comparison as soon as its remaining samples cannot decide it; False: use them all up,
+    for ``undecided_rule="mean"``"""
     temperature: float = 1.0
     """of the continuations"""
     max_steps: int = 40
     """agent turns per continuation (the environment's own horizon holds as well)"""
     patience: float | None = 3.0
-    """a continuation may also take no more than this many times the expert's remaining steps, plus 4 (an
-    agent that is lost mostly stays lost, and lost continuations are the long ones); None: no such limit"""
-    reuse: Reuse = "state"
-    """whose samples a state may use: of an equal environment state (exact for agents that look at the state
-    only), of an equal history (exact for every agent), or none but its own"""
+    """a continuation, or the agent's own way on, may also take no more than this many times the expert's
+    remaining steps, plus 4 (an agent that is lost mostly stays lost, and lost continuations are the long
+    ones); None: no such limit"""
+    reuse: Reuse = "history"
+    """whose samples a state may use: of an equal history (exact for every agent), of an equal environment
+    state (exact for agents that look at the state only; a language model also looks at how it got there), or
+    none but its own"""
     same_state: Literal["sample", "tie"] = "sample"
     """an action that changed nothing: value it (a language model may keep repeating it), or call it a tie at
     once (exact for agents that look at the state only)"""
-    lookahead: int = 1
-    """comparisons beyond a trajectory's first open one that may be sampled while the queue has room"""
+    lookahead: int = 0
+    """comparisons beyond a trajectory's first open one that may be sampled while the queue has room: fills a
+    batch that few trajectories leave empty, at the price of samples that turn out not to be needed"""
     level: float = 0.95
     """level of the reported intervals"""
     critic_margin: float = 0.2

@@ -104,9 +104,7 @@ def encode_samples(
         encoded = encode_sample(tokenizer, sample, prompt, loss_on=loss_on)
         if len(encoded.input_ids) > max_length:
             num_cut += 1
-            encoded = EncodedSample(
-                encoded.input_ids[:max_length], encoded.labels[:max_length], encoded.weight
-            )
+            encoded = EncodedSample(encoded.input_ids[:max_length], encoded.labels[:max_length], encoded.weight)
         # The first token has nothing before it to be predicted from.
         if all(label == IGNORED for label in encoded.labels[1:]):
             num_dropped += 1

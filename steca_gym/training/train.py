@@ -61,9 +61,7 @@ def train(
     start = time.perf_counter()
     with quiet_transformers():
         loaded, tokenizer = _load(model, tokenizer)
-        encoded = encode_samples(
-            tokenizer, samples, prompt, max_length=settings.max_length, loss_on=settings.loss_on
-        )
+        encoded = encode_samples(tokenizer, samples, prompt, max_length=settings.max_length, loss_on=settings.loss_on)
         with _storage_errors(output_dir), _undisturbed(loaded):
             return _train(loaded, tokenizer, encoded, settings, output_dir, on_log, start)
 
@@ -167,9 +165,7 @@ def _load(model: str | Path | Any, tokenizer: Any) -> tuple[Any, Any]:
     else:
         loaded = model
         if tokenizer is None:
-            raise CheckpointError(
-                "a model without its tokenizer; pass tokenizer=, or the folder that holds both"
-            )
+            raise CheckpointError("a model without its tokenizer; pass tokenizer=, or the folder that holds both")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:

@@ -70,9 +70,7 @@ class WeightedSFTTrainer(SFTTrainer):  # type: ignore[misc]
         if self._projects_covered_only:
             logits = model(input_ids=inputs["input_ids"], covered=covered)
         else:
-            outputs = model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            )
+            outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
             logits = outputs.logits[:, :-1][covered]
         nll = torch.nn.functional.cross_entropy(logits.float(), labels[covered], reduction="none")
         num_items = covered.sum() if num_items_in_batch is None else num_items_in_batch

@@ -88,9 +88,7 @@ class Handler(BaseHTTPRequestHandler):
             "completion_tokens": len(text.split()),
             "prompt_tokens_details": {"cached_tokens": 30},
         }
-        return json.dumps(
-            {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}
-        ).encode()
+        return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}).encode()
 
     def log_message(self, *args: object) -> None:
         return None

@@ -43,9 +43,7 @@ def test_any_text_survives(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@pytest.mark.parametrize(
-    "text", [*CORPUS[:4], "Thought: ...\nAction: go to sinkbasin 47", "  two  blanks \n\n\ttab"]
-)
+@pytest.mark.parametrize("text", [*CORPUS[:4], "Thought: ...\nAction: go to sinkbasin 47", "  two  blanks \n\n\ttab"])
 def test_environment_text_survives(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -77,10 +75,7 @@ def test_the_template_marks_generations_for_other_trainers_too(tokenizer: Any) -
 
 
 def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
-    folders = [
-        build_tiny(CORPUS, tmp_path / name, seed=seed, **SIZES)
-        for name, seed in (("a", 1), ("b", 1), ("c", 2))
-    ]
+    folders = [build_tiny(CORPUS, tmp_path / name, seed=seed, **SIZES) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
     read = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders]
     assert read[0] == read[1]
     assert read[0]["tokenizer.json"] == read[2]["tokenizer.json"]

@@ -70,15 +70,11 @@ def test_forks_read_their_common_prefix_once(parts):
     fork = whole.forks[6]
     sampling = Sampling(max_new_tokens=9)
     asked = [
-        EpisodeRequest(
-            task_id=fork.snapshot.task_id, seed=s, start=fork, sampling=sampling, max_agent_turns=1
-        )
+        EpisodeRequest(task_id=fork.snapshot.task_id, seed=s, start=fork, sampling=sampling, max_agent_turns=1)
         for s in range(5)
     ]
     forked = collector.run(asked)
-    prompt, _ = encode_conversation(
-        agent.tokenizer, fork.prefix.messages(collector.prompt), for_generation=True
-    )
+    prompt, _ = encode_conversation(agent.tokenizer, fork.prefix.messages(collector.prompt), for_generation=True)
     read = collector.ledger.total().num_prompt_tokens_read - before
     # What the last block holds only in part is read by each; the new observation by the first of them.
     assert read <= 5 * 16 + 200 < len(prompt)
@@ -129,9 +125,7 @@ def test_turns_come_back_one_by_one(parts):
         ]
     )
     assert [key for key, _ in agent.poll()] == ["short"]
-    agent.submit(
-        [TurnRequest(episode_id="late", messages=(Message("user", "me"),), seed=0, turn=0, sampling=short)]
-    )
+    agent.submit([TurnRequest(episode_id="late", messages=(Message("user", "me"),), seed=0, turn=0, sampling=short)])
     assert [key for key, _ in agent.poll()] == ["late"]
     with pytest.raises(AgentError, match="under way already"):
         agent.submit([TurnRequest(episode_id="long", messages=hello, seed=0, turn=0, sampling=long)])

@@ -22,11 +22,14 @@ def test_the_kernel_equals_plain_torch(heads, kv_heads, head_dim, dtype):
     def numbers(*shape):
         return torch.randn(*shape, generator=generator)
 
-    query, key, value = numbers(total, heads, head_dim), numbers(total, kv_heads, head_dim), numbers(
-        total, kv_heads, head_dim
+    query, key, value = (
+        numbers(total, heads, head_dim),
+        numbers(total, kv_heads, head_dim),
+        numbers(total, kv_heads, head_dim),
     )
-    stored = numbers(1, num_blocks, kv_heads, head_dim, BLOCK_SIZE), numbers(
-        1, num_blocks, kv_heads, BLOCK_SIZE, head_dim
+    stored = (
+        numbers(1, num_blocks, kv_heads, head_dim, BLOCK_SIZE),
+        numbers(1, num_blocks, kv_heads, BLOCK_SIZE, head_dim),
     )
     results, pools = [], []
     for use_kernel in (True, False):

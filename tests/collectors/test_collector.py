@@ -73,9 +73,7 @@ def test_forks_stand_before_every_step_and_go_on_from_there(can_save):
     rest = [EpisodeRequest(task_id="corridor-3", seed=9, start=f) for f in whole.forks]
     for episode, fork in zip(collector.run(rest), whole.forks, strict=True):
         assert episode.trajectory.actions == whole.trajectory.actions
-        assert [s.observation for s in episode.trajectory.steps] == [
-            s.observation for s in whole.trajectory.steps
-        ]
+        assert [s.observation for s in episode.trajectory.steps] == [s.observation for s in whole.trajectory.steps]
         assert episode.trajectory.ended == "over" and episode.trajectory.won
         assert episode.trajectory.seed == 9
         assert episode.num_env_steps == len(whole.trajectory) - len(fork.prefix)
@@ -84,9 +82,7 @@ def test_forks_stand_before_every_step_and_go_on_from_there(can_save):
 
 
 def test_a_fork_counts_turns_from_its_prefix_and_names_its_origin():
-    whole = Collector(corridor(), ExpertAgent()).run(
-        [EpisodeRequest(task_id="corridor-3", seed=5, capture=True)]
-    )[0]
+    whole = Collector(corridor(), ExpertAgent()).run([EpisodeRequest(task_id="corridor-3", seed=5, capture=True)])[0]
     agent = FakeAgent(right)
     Collector(corridor(), agent).run(
         [EpisodeRequest(task_id="corridor-3", seed=1, start=whole.forks[2], max_agent_turns=1)]
@@ -200,9 +196,7 @@ def test_a_world_without_what_the_agent_needs_fails_as_data():
 
 def test_streaming_and_batches_give_the_same_trajectories():
     def answer(request):
-        return render_turn(
-            f"turn {request.turn}", ("right", "left", "open")[(request.seed + request.turn) % 3]
-        )
+        return render_turn(f"turn {request.turn}", ("right", "left", "open")[(request.seed + request.turn) % 3])
 
     batch = Collector(corridor(), FakeAgent(answer), num_envs=4).run(requests())
     streamed = Collector(corridor(), StreamingFakeAgent(answer), num_envs=4).run(requests())

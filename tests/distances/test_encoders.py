@@ -39,9 +39,7 @@ def test_hash_vectors_are_the_same_in_another_process():
         "print(json.dumps(HashEncoder(dim=16).encode(['go to fridge 1'])[0].tolist()))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    np.testing.assert_array_equal(
-        HashEncoder(dim=16).encode(["go to fridge 1"])[0], np.float32(json.loads(out))
-    )
+    np.testing.assert_array_equal(HashEncoder(dim=16).encode(["go to fridge 1"])[0], np.float32(json.loads(out)))
 
 
 def test_fitted_weights_change_the_version_and_favour_rare_words():
@@ -139,9 +137,7 @@ def test_a_model_encoder_reads_each_text_alike_in_any_batch(bert, name):
     assert vectors.shape == (6, 16)
     for text, vector in zip(TEXTS, vectors, strict=True):
         np.testing.assert_allclose(encoder.encode([text])[0], vector, atol=1e-5)
-    assert (
-        dndtw([TEXTS[0]], [TEXTS[0]], encoder=encoder) == 0 < dndtw([TEXTS[0]], [TEXTS[1]], encoder=encoder)
-    )
+    assert dndtw([TEXTS[0]], [TEXTS[0]], encoder=encoder) == 0 < dndtw([TEXTS[0]], [TEXTS[1]], encoder=encoder)
     assert encoder.encode([]).shape == (0, 16)
 
 
@@ -154,9 +150,7 @@ def test_pooling_is_what_it_says(bert):
         states = model(**tokenizer(TEXTS[0], return_tensors="pt")).last_hidden_state[0].numpy()
     cls, mean = encoders.get("bert-cls"), encoders.get("agent")
     np.testing.assert_allclose(cls(bert).encode(TEXTS)[0], states[0], atol=1e-5)
-    np.testing.assert_allclose(
-        mean(model, tokenizer=tokenizer).encode(TEXTS)[0], states.mean(axis=0), atol=1e-5
-    )
+    np.testing.assert_allclose(mean(model, tokenizer=tokenizer).encode(TEXTS)[0], states.mean(axis=0), atol=1e-5)
 
 
 def test_trained_weights_give_another_version(bert):
@@ -232,9 +226,7 @@ def test_memory_is_bounded_and_the_file_remembers(tmp_path):
 
 
 def _fill(path, start):
-    return CachedEncoder(HashEncoder(dim=32), path).encode(
-        [f"go to shelf {k}" for k in range(start, start + 300)]
-    )
+    return CachedEncoder(HashEncoder(dim=32), path).encode([f"go to shelf {k}" for k in range(start, start + 300)])
 
 
 def test_two_processes_share_one_file(tmp_path):

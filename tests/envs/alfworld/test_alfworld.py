@@ -10,10 +10,10 @@ from pathlib import Path
 import gymnasium
 import pytest
 from gymnasium.utils.env_checker import check_env
-
-from steca_gym.env import TextEnv
 from steca_gym.envs.alfworld import engine, make_alfworld, make_household
 from steca_gym.envs.alfworld.game import TASK_TYPES
+
+from steca_gym.env import TextEnv
 from steca_gym.errors import ConfigError, DataError
 
 
@@ -104,7 +104,9 @@ def test_states_are_small_equal_and_entered_in_another_environment(env: TextEnv)
     assert other.step("look") == env.step("look")
 
 
-@pytest.mark.parametrize("action", ["", " ", "go to", "take  from ", "x" * 1_000_000, "\x00", "打开 drawer 1", "move {o} to {r}"])
+@pytest.mark.parametrize(
+    "action", ["", " ", "go to", "take  from ", "x" * 1_000_000, "\x00", "打开 drawer 1", "move {o} to {r}"]
+)
 def test_hostile_actions_are_answered(env: TextEnv, action: str) -> None:
     env.reset(seed=0)
     observation, *_, info = env.step(action)

@@ -1,0 +1,219 @@
+# pyright: reportCallIssue=false, reportArgumentType=false
+# (numba and transformers generate call signatures that pyright cannot see)
+# ruff: noqa: TID251 - ruff takes relative imports in this folder for the banned top-level name
+"""Keys and values in blocks, as an attention function that transformers' models call.
+
+Knows tensors, and one forward pass over rows of different lengths without padding. Knows no episodes.
+
+Registered through transformers' ``AttentionInterface``; what a pass works on comes as a keyword that models
+hand through to their attention. On CPUs the numba kernel does the work; elsewhere, and as its oracle, plain
+torch does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+ATTENTION_NAME = "steca_blocks"
+BLOCK_SIZE = 16
+"""tokens per block"""
+
+
+@dataclass(slots=True, kw_only=True)
+class Pass:
+    """The rows of one forward pass, laid end to end."""
+
+    pool: BlockPool
+    tables: np.ndarray[Any, np.dtype[np.int32]]
+    """shape (rows, most blocks of a row)"""
+    first: np.ndarray[Any, np.dtype[np.int32]]
+    """shape (rows,): each row's first token in the pass"""
+    count: np.ndarray[Any, np.dtype[np.int32]]
+    """shape (rows,): each row's tokens in the pass, >= 1"""
+    past: np.ndarray[Any, np.dtype[np.int32]]
+    """shape (rows,): each row's tokens stored before"""
+
+
+class BlockPool:
+    """Storage for the keys and values of every layer, in blocks of ``BLOCK_SIZE`` tokens.
+
+    Args:
+        num_layers, num_kv_heads, head_dim: the model's.
+        num_blocks: blocks per layer; memory is touched as they come into use.
+        dtype: float32, bfloat16, or another float type (torch path only).
+        device: where the model runs.
+        use_kernel: take the numba kernel (CPU, float32 or bfloat16).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_blocks: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        use_kernel: bool | None = None,
+    ) -> None:
+        """See the class."""
+        suits = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and head_dim % 4 == 0
+        self.use_kernel = suits if use_kernel is None else use_kernel and suits
+        shape = (num_layers, num_blocks, num_kv_heads)
+        self.keys = torch.zeros(*shape, head_dim, BLOCK_SIZE, dtype=dtype, device=device)
+        self.values = torch.zeros(*shape, BLOCK_SIZE, head_dim, dtype=dtype, device=device)
+        self._arrays: list[tuple[Any, Any]] = []
+        if self.use_kernel:
+            bits = dtype == torch.bfloat16
+            keys = (self.keys.view(torch.uint16) if bits else self.keys).numpy()
+            values = (self.values.view(torch.uint16) if bits else self.values).numpy()
+            self._arrays = [(keys[i], values[i]) for i in range(num_layers)]
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        rows: Pass,
+    ) -> torch.Tensor:
+        """Store the new keys and values, attend over all; tensors are (tokens, heads, head_dim)."""
+        if self.use_kernel:
+            from ._attention import attend
+
+            keys, values = self._arrays[layer]
+            out = torch.empty(query.shape, dtype=torch.float32)
+            attend(
+                query.float().contiguous().numpy(),
+                key.float().contiguous().numpy(),
+                value.float().contiguous().numpy(),
+                keys,
+                values,
+                rows.tables,
+                rows.first,
+                rows.count,
+                rows.past,
+                np.float32(scale),
+                out.numpy(),
+            )
+            return out.to(query.dtype)
+        return self._attend_torch(layer, query, key, value, scale, rows)
+
+    def _attend_torch(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        rows: Pass,
+    ) -> torch.Tensor:
+        out = torch.empty_like(query)
+        device = query.device
+        for row in range(len(rows.first)):
+            first, count, past = int(rows.first[row]), int(rows.count[row]), int(rows.past[row])
+            total = past + count
+            table = torch.from_numpy(rows.tables[row, : -(-total // BLOCK_SIZE)]).long().to(device)
+            place = torch.arange(past, total, device=device)
+            block, inner = table[place // BLOCK_SIZE], place % BLOCK_SIZE
+            self.keys[layer, block, :, :, inner] = key[first : first + count].to(self.keys.dtype)
+            self.values[layer, block, :, inner, :] = value[first : first + count].to(self.values.dtype)
+            # (blocks, heads, head_dim, 16) and (blocks, heads, 16, head_dim) -> (heads, tokens, head_dim)
+            keys = self.keys[layer, table].permute(1, 0, 3, 2).flatten(1, 2)[:, :total]
+            values = self.values[layer, table].permute(1, 0, 2, 3).flatten(1, 2)[:, :total]
+            reach = torch.arange(total, device=device)[None, :] <= place[:, None]
+            attended = torch.nn.functional.scaled_dot_product_attention(
+                query[first : first + count].transpose(0, 1)[None],
+                keys[None].to(query.dtype),
+                values[None].to(query.dtype),
+                attn_mask=reach[None, None],
+                scale=scale,
+                enable_gqa=True,
+            )
+            out[first : first + count] = attended[0].transpose(0, 1)
+        return out
+
+
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    block_pass: Pass | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """What a model calls in each layer: tensors are (1, heads, tokens, head_dim)."""
+    if block_pass is None:
+        raise TypeError("this attention needs block_pass; call the model through RaggedModel")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = block_pass.pool.attend(
+        module.layer_idx,
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        scale,
+        block_pass,
+    )
+    return out.unsqueeze(0), None
+
+
+class RaggedModel:
+    """A transformers causal model that reads rows of different lengths in one pass, over a block pool."""
+
+    def __init__(self, model: Any, pool: BlockPool) -> None:
+        """Wrap a model; its attention is switched only while ``reading``."""
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(ATTENTION_NAME, _attention)
+        self.model = model
+        self.pool = pool
+        self._own = model.config._attn_implementation
+
+    def __enter__(self) -> RaggedModel:
+        """Switch the model's attention to blocks."""
+        self._own = self.model.config._attn_implementation
+        self.model.set_attn_implementation(ATTENTION_NAME)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the model its own attention back."""
+        self.model.set_attn_implementation(self._own)
+
+    def read(
+        self, tokens: Sequence[Sequence[int]], past: Sequence[int], tables: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Read each row's new tokens; returns the logits behind each row's last, shape (rows, vocabulary).
+
+        Args:
+            tokens: the rows' new tokens, at least one each.
+            past: how many tokens of each row are stored.
+            tables: each row's blocks, enough for stored and new tokens.
+        """
+        count = np.fromiter((len(row) for row in tokens), np.int32, len(tokens))
+        behind = np.cumsum(count, dtype=np.int32)
+        stored = np.asarray(past, np.int32)
+        padded = np.zeros((len(tables), max(len(table) for table in tables)), np.int32)
+        for index, table in enumerate(tables):
+            padded[index, : len(table)] = table
+        flat = np.fromiter((token for row in tokens for token in row), np.int64, int(behind[-1]))
+        first = behind - count
+        positions = np.arange(len(flat), dtype=np.int64) + np.repeat(stored - first, count)
+        device = self.model.device
+        out = self.model(
+            input_ids=torch.from_numpy(flat).unsqueeze(0).to(device),
+            position_ids=torch.from_numpy(positions).unsqueeze(0).to(device),
+            use_cache=False,
+            logits_to_keep=torch.from_numpy(behind.astype(np.int64) - 1).to(device),
+            block_pass=Pass(pool=self.pool, tables=padded, first=first, count=count, past=stored),
+        )
+        logits: torch.Tensor = out.logits[0]
+        return logits
