@@ -227,9 +227,7 @@ def make_cases(count: int, seed: int, least: int) -> list[Case]:
     planted."""
     env = make_env()
     ids = env.task_ids("train")[: (12 if least < 7 else 40) * count]
-    played = Collector(make_env, ExpertAgent(), num_envs=32).run(
-        [EpisodeRequest(task_id=t, seed=0) for t in ids]
-    )
+    played = Collector(make_env, ExpertAgent(), num_envs=32).run([EpisodeRequest(task_id=t, seed=0) for t in ids])
     # The agent knows a task by its first observation.
     by_first = {e.trajectory.first_observation: e.trajectory for e in played if e.trajectory.won}
     experts = [e for e in by_first.values() if len(e) >= least][:count]
@@ -285,9 +283,7 @@ class Score:
         return 2 * self.precision * self.recall / both if both else 0.0
 
 
-def score(
-    name: str, cases: Sequence[Case], explored: Sequence[Exploration], found: Sequence[Detection]
-) -> Score:
+def score(name: str, cases: Sequence[Case], explored: Sequence[Exploration], found: Sequence[Detection]) -> Score:
     """Compare with what was planted."""
     s = Score(name)
     for case, exploration, detection in zip(cases, explored, found, strict=True):
@@ -301,9 +297,7 @@ def score(
         for v in detection.verdicts:  # what a procedure without forks replays from reset
             s.replayed += v.step if v.verdict != "same_action" or v.expert_reward else 0
             if v.expert_reward and v.agent_reward:
-                s.replayed += v.step * len(v.expert_reward.outcomes) + (v.step + 1) * len(
-                    v.agent_reward.outcomes
-                )
+                s.replayed += v.step * len(v.expert_reward.outcomes) + (v.step + 1) * len(v.agent_reward.outcomes)
         at = detection.deviations[0] if detection.deviations else None
         truth = case.truth
         s.found += at is not None
@@ -398,22 +392,17 @@ def check_values(cases: Sequence[Case], seed: int) -> str:
     collector = Collector(make_env, agent, num_envs=64)
     for case in cases[:12]:
         played = collector.run(
-            [
-                EpisodeRequest(task_id=case.expert.task_id, seed=derive_seed(seed, "check", i))
-                for i in range(400)
-            ]
+            [EpisodeRequest(task_id=case.expert.task_id, seed=derive_seed(seed, "check", i)) for i in range(400)]
         )
         mean = float(np.mean([e.trajectory.won for e in played]))
         exact = agent.value(case, ())
         worst = max(worst, abs(mean - exact) / math.sqrt(max(exact * (1 - exact), 0.01) / 400))
     lines = [
-        f"{kind}: {len(d)} planted, true drop of the value median {np.median(d):.2f}, "
-        f"{min(d):.2f} to {max(d):.2f}"
+        f"{kind}: {len(d)} planted, true drop of the value median {np.median(d):.2f}, {min(d):.2f} to {max(d):.2f}"
         for kind, d in sorted(drops.items())
     ]
     return (
-        "; ".join(lines)
-        + f". Exact values against 400 episodes on 12 tasks: at most {worst:.1f} standard errors off."
+        "; ".join(lines) + f". Exact values against 400 episodes on 12 tasks: at most {worst:.1f} standard errors off."
     )
 
 
@@ -423,8 +412,7 @@ def table(scores: Sequence[Score], tasks: int) -> str:
     head = (
         "| method | precision | recall | F1 | distance | found of "
         + " / ".join(KINDS)
-        + " | false on harmless | ties | undecided | samples | tokens | of paper's tokens | env steps | +
-        replay |"
+        + " | false on harmless | ties | undecided | samples | tokens | of paper's | env steps | + replay |"
     )
     lines = [head, "|" + "---|" * 14]
     for s in scores:
@@ -440,9 +428,7 @@ def table(scores: Sequence[Score], tasks: int) -> str:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=200, help="expert trajectories per table")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--large", type=int, default=100, help="the largest fixed N")
@@ -461,8 +447,8 @@ def main() -> None:
         scores = run(cases, [m for m in methods(args.large) if args.only in m.name], args.seed)
         truths = sum(c.truth is not None for c in cases)
         parts.append(
-            f"## Experts of at least {least} steps\n\n{len(cases)} trajectories, {min(lengths)} to {max(lengths)} steps "
-            f"(mean {np.mean(lengths):.1f}); {truths} hold a wrong action. {about}\n\n{table(scores, len(cases))}\n"
+            f"## Experts of at least {least} steps\n\n{len(cases)} trajectories, {min(lengths)} to {max(lengths)} "
+            f"steps (mean {np.mean(lengths):.1f}); {truths} hold a wrong action. {about}\n\n{table(scores, len(cases))}\n"
         )
     text = "\n".join([f"Machine: {machine_line('numpy', 'gymnasium')}", "", *parts])
     print(text)
