@@ -224,7 +224,8 @@ def plant(expert: Trajectory, env: TextEnv, kind: str, rng: random.Random) -> Pl
 
 def make_cases(count: int, seed: int, least: int) -> list[Case]:
     """Half with a wrong action (four kinds alike), half of all with harmless ones, a quarter with nothing
-    planted."""
+    planted.
+    """
     env = make_env()
     ids = env.task_ids("train")[: (12 if least < 7 else 40) * count]
     played = Collector(make_env, ExpertAgent(), num_envs=32).run([EpisodeRequest(task_id=t, seed=0) for t in ids])
@@ -448,7 +449,7 @@ def main() -> None:
         truths = sum(c.truth is not None for c in cases)
         parts.append(
             f"## Experts of at least {least} steps\n\n{len(cases)} trajectories, {min(lengths)} to {max(lengths)} "
-            f"steps (mean {np.mean(lengths):.1f}); {truths} hold a wrong action. {about}\n\n{table(scores, len(cases))}\n"
+            f"steps (mean {np.mean(lengths):.1f}); {truths} hold a wrong action. {about}\n\n{table(scores, len(cases))}\n"  # noqa: E501
         )
     text = "\n".join([f"Machine: {machine_line('numpy', 'gymnasium')}", "", *parts])
     print(text)

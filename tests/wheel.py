@@ -38,7 +38,7 @@ PROBE = textwrap.dedent(
     with initialize_config_module("steca_gym.conf", version_base="1.3"):
         for group, choices in groups.items():
             for choice in choices:
-                compose("config", overrides=[f"{'+' if group == 'experiment' else ''}{group}={choice}"])
+                compose("config", overrides=[f"{group}={choice}"])
     print("composed", {group: len(choices) for group, choices in groups.items() if choices})
     """
 )
