@@ -25,7 +25,8 @@ def _mix(value: int) -> int:
 
 def uniforms(seed: int, turn: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Numbers in [0, 1) of a turn's positions: float64, shape (count,); the same whatever ``count`` is."""
-    start = _mix((_mix(seed & _MASK) + turn) & _MASK)
+    # Odd multipliers keep small seeds and turns apart before they are mixed.
+    start = _mix((seed * 0xD1342543DE82EF95 + (turn + 1) * 0x9E3779B97F4A7C15) & _MASK)
     with np.errstate(over="ignore"):
         z = np.uint64(start) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
