@@ -161,11 +161,9 @@ def calibration(run: Run, model: Path | None, experts: Sequence[Trajectory], rou
         common = {"max_new_tokens": int(run.settings["agent"]["max_new_tokens"]), "round": round_index}
         settings = CalibrationSettings.preset(preset["name"], **{**preset["calibration"], **common})
         rewards = StepRewardSettings.preset(preset["name"], **preset["step_rewards"])
-        chosen = list(experts)[: run.settings["exploration"]["num_experts"]]
+        chosen = explored_from(run, experts, round_index)[: run.settings["exploration"]["num_experts"]]
         agent = run.agent(model)
-        with run.phase(
-            name, f"calibration: {len(chosen)} expert trajectories, {rewards.estimator} step rewards"
-        ) as record:
+        with run.phase(name, f"calibration: {len(chosen)} trajectories, {rewards.estimator} step rewards") as record:
             collector = run.collector(agent)
             with run.progress("calibration", len(chosen)) as on_progress:
 
@@ -204,6 +202,24 @@ def calibration(run: Run, model: Path | None, experts: Sequence[Trajectory], rou
     return run.buffer.results(name)
 
 
+def explored_from(run: Run, experts: Sequence[Trajectory], round_index: int) -> list[Trajectory]:
+    """The trajectories along which a round explores.
+
+    The first round explores along the expert's. With ``method.explore_from=corrected`` a later one goes on from what
+    the round before corrected: its histories hold one wrong action more each time, as the agent's own do.
+    """
+    if round_index == 0 or run.settings["method"].get("explore_from", "experts") == "experts":
+        return list(experts)
+    refused = run.buffer.refused_ids()
+    earlier = run.buffer.results(_round_name("calibration", round_index - 1))
+    return [
+        c.trajectory
+        for result in earlier
+        for c in result.calibrations
+        if c.status == "accepted" and c.calibration_id not in refused
+    ]
+
+
 def _round_name(phase: str, round_index: int) -> str:
     return phase if round_index == 0 else f"{phase}.{round_index}"
 
@@ -220,7 +236,7 @@ def reinforced_samples(run: Run, experts: Sequence[Trajectory], round_index: int
     for earlier in range(round_index + 1):
         samples += weighted_samples(
             run.buffer.results(_round_name("calibration", earlier)),
-            experts,
+            explored_from(run, experts, earlier),
             settings,
             distance=run.distance(),
             approved=lambda c: c.calibration_id not in refused,

@@ -205,6 +205,50 @@ def test_the_first_steps_can_be_skipped() -> None:
     assert result.calibrations == []
 
 
+def test_a_correction_is_explored_further_behind_its_wrong_action() -> None:
+    first = calibrate(collect(slipping("wait", 2, helpless=True)), experts(2), make_env=make_corridor)
+    corrected = [c.trajectory for c in first.accepted]
+    agent = slipping("detour", 3, helpless=True)
+    explorations = explore(collect(agent), corrected, CalibrationSettings(round=1))
+    assert [s.step for s in explorations[0].steps] == [3, 4, 5, 6]
+    second = calibrate(collect(agent), corrected, settings=CalibrationSettings(round=1), make_env=make_corridor)
+    for calibration in second.accepted:
+        steps = calibration.trajectory.steps
+        assert [s.action for s in steps[:5]] == ["go on", "go on", "wait", "go on", "detour"]
+        assert [s.source for s in steps[:6]] == ["expert"] * 2 + ["deviation", "reflection", "deviation", "reflection"]
+        assert [s.trainable for s in steps[:6]] == [False] * 5 + [True]
+        assert calibration.trajectory.won and calibration.round == 1
+    assert len(second.accepted) == 2
+    for rest in second.expert_rests:
+        assert rest.step >= 3 and not any(s.trainable for s in rest.trajectory.steps[: rest.step])
+
+
+@pytest.mark.parametrize("wrong", ["detour", "jump"])
+def test_leaving_out_what_cannot_decide_changes_no_decision(wrong: str) -> None:
+    settings = CalibrationSettings(tie_rule="deviated")
+    found = {}
+    for skip in (False, True):
+        rewards = StepRewardSettings(estimator="fixed", num_samples=3, skip_decided=skip)
+        greedy, sampled = slipping(wrong, 3, helpless=True), slipping(wrong, 3, slip=0.1)
+
+        def policy(request: TurnRequest, rng: random.Random, a: PolicyAgent = greedy, b: PolicyAgent = sampled) -> str:
+            # Greedily it stays behind its wrong action; sampled it often comes back.
+            return (a if request.sampling.temperature == 0 else b)._policy(request, rng)
+
+        agent = PolicyAgent(policy)
+        result = calibrate(
+            collect(agent), experts(), settings=settings, reward_settings=rewards, make_env=make_corridor
+        )
+        verdicts = [[(v.step, v.verdict) for v in r.verdicts] for r in result.results]
+        found[skip] = (verdicts, [c.calibration_id for r in result.results for c in r.calibrations])
+        assert any(v == (3, "deviated") for r in verdicts for v in r)
+        found[skip] += (result.counts.num_samples,)
+    assert found[True][:2] == found[False][:2]
+    assert found[True][2] <= found[False][2]
+    if wrong == "jump":
+        assert found[True][2] == 9 and found[False][2] == 18
+
+
 def test_only_the_first_deviation_counts_and_later_ones_cost_nothing() -> None:
     def twice(request: TurnRequest, rng: random.Random) -> str:
         last = request.messages[-1].content

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from steca_gym.calibration.exploration import Exploration, cost, play_all
+from steca_gym.calibration.exploration import Exploration, as_prefix, cost, play_all
 from steca_gym.calibration.records import Counts, Reflection
 from steca_gym.calibration.schedule import Collects, Procedure, drive_all
 from steca_gym.collectors.episodes import Episode, EpisodeRequest, Fork
@@ -109,7 +109,7 @@ def label(steps: Sequence[Step], step: int) -> tuple[Step, ...]:
     labelled = []
     for i, s in enumerate(steps):
         if i < step:
-            labelled.append(replace(s, source="expert", trainable=False))
+            labelled.append(as_prefix(s))
         elif i == step:
             labelled.append(replace(s, source="deviation", trainable=False))
         else:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from steca_gym.calibration.exploration import Exploration, ExploredStep, cost, sampling
+from steca_gym.calibration.exploration import Exploration, ExploredStep, as_prefix, cost, sampling
 from steca_gym.calibration.records import Counts, StepVerdict
 from steca_gym.calibration.schedule import Collects, Procedure, Wish, Withdraw, drive_all
 from steca_gym.calibration.settings import CalibrationSettings
@@ -345,7 +345,9 @@ def detect(
     judge: Judge | None = None,
 ) -> list[Detection]:
     """Find deviations, all comparisons of all trajectories in one queue; one Detection each, in order."""
-    rewards = make_step_rewards(reward_settings, delta=settings.delta, seed=seed, judge=judge)
+    rewards = make_step_rewards(
+        reward_settings, delta=settings.delta, ties_deviate=settings.tie_rule == "deviated", seed=seed, judge=judge
+    )
     cache = ValueCache()
     procedures = (detect_one(e, settings, reward_settings, rewards, cache, seed) for e in explorations)
     return drive_all(collector, procedures)  # type: ignore[return-value]
@@ -353,8 +355,5 @@ def detect(
 
 def explored_success(rest: Trajectory, step: int) -> Trajectory:
     """A won exploration as a training sample: only the agent's own readable turns are trained on."""
-    steps = tuple(
-        replace(s, trainable=False, source="expert") if i < step else replace(s, trainable=s.readable)
-        for i, s in enumerate(rest.steps)
-    )
+    steps = tuple(as_prefix(s) if i < step else replace(s, trainable=s.readable) for i, s in enumerate(rest.steps))
     return replace(rest, steps=steps).with_id()

@@ -55,6 +55,17 @@ class Exploration:
     """why the trajectory cannot be used; then the rest is empty"""
 
 
+def first_open_step(trajectory: Trajectory) -> int:
+    """The step behind the last wrong action: 0 for an expert's trajectory, later for a corrected one."""
+    return max((i + 1 for i, s in enumerate(trajectory.steps) if s.source == "deviation"), default=0)
+
+
+def as_prefix(step: Step) -> Step:
+    """A step of a history: not trained on, the expert's unless it is known to be a deviation or its correction."""
+    known = step.source in ("deviation", "reflection")
+    return replace(step, source=step.source if known else "expert", trainable=False)
+
+
 def normal_action(action: str) -> str:
     """An action up to case and blanks."""
     return " ".join(action.casefold().split())
@@ -137,7 +148,8 @@ def explore_one(
     if error:
         return Exploration(expert=expert, counts=counts, error=error)
     n = len(expert)
-    steps = range(settings.skip_first_steps, n)
+    # Behind a correction's own wrong action: up to there the turns are not the expert's to compare with.
+    steps = range(max(settings.skip_first_steps, first_open_step(expert)), n)
     asked = yield from play_all(
         [
             EpisodeRequest(

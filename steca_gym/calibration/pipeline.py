@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from steca_gym.calibration.correction import Correction, ExpertRepair, Repairer, correct_one, with_reflection
 from steca_gym.calibration.detection import Detection, detect_one, explored_success
-from steca_gym.calibration.exploration import Exploration, Similarity, explore_one
+from steca_gym.calibration.exploration import Exploration, Similarity, as_prefix, explore_one
 from steca_gym.calibration.records import (
     NO_REFLECTION,
     Calibration,
@@ -134,7 +134,8 @@ def _expert_rests(draft: _Draft) -> tuple[ExpertRest, ...]:
             beats = behind.expert_reward.mean > found.agent_reward.mean
         if beats:
             steps: tuple[Step, ...] = tuple(
-                replace(s, source="expert", trainable=i >= t) for i, s in enumerate(expert.steps)
+                as_prefix(s) if i < t else replace(s, source="expert", trainable=True)
+                for i, s in enumerate(expert.steps)
             )
             rests.append(ExpertRest(trajectory=replace(expert, steps=steps).with_id(), failed_rest=rest, step=t))
     return tuple(rests)
@@ -208,7 +209,9 @@ def calibrate(
     writer: Reflector = reflector if reflector is not None else TemplateReflector()
     make_env = make_env if make_env is not None else getattr(collector, "make_env", None)
     repair = ExpertRepair(make_env) if make_env is not None else None
-    rewards = make_step_rewards(reward_settings, delta=settings.delta, seed=seed, judge=judge)
+    rewards = make_step_rewards(
+        reward_settings, delta=settings.delta, ties_deviate=settings.tie_rule == "deviated", seed=seed, judge=judge
+    )
     cache = ValueCache()
     named = [e if e.trajectory_id else e.with_id() for e in experts]
     # The same demonstration twice is one: its results would be equal.

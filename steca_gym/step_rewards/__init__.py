@@ -36,9 +36,17 @@ class Judge(Protocol):
 
 
 def make_step_rewards(
-    settings: StepRewardSettings, *, delta: float = 0.0, seed: int = 0, judge: Judge | None = None
+    settings: StepRewardSettings,
+    *,
+    delta: float = 0.0,
+    ties_deviate: bool = False,
+    seed: int = 0,
+    judge: Judge | None = None,
 ) -> StepRewards:
-    """The estimator that the settings name; ``judge`` needs a Judge and nothing else does."""
+    """The estimator that the settings name; ``judge`` needs a Judge and nothing else does.
+
+    ``ties_deviate`` says what the caller makes of a tie, for ``skip_decided``.
+    """
     if settings.estimator == "racing":
         return RacingRewards(settings, delta)
     if settings.estimator == "random":
@@ -53,7 +61,7 @@ def make_step_rewards(
         if judge is None:
             raise ConfigError("estimator=judge needs a judge, got none; pass one, e.g. an OpenAI-compatible endpoint")
         return JudgeRewards(settings, delta, judge)
-    return FixedRewards(settings, delta)
+    return FixedRewards(settings, delta, ties_deviate)
 
 
 __all__ = [

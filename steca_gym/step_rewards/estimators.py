@@ -71,16 +71,29 @@ class FixedRewards:
     Means are compared exactly (they are sums of the same few numbers); equality is a ``tie``.
     """
 
-    def __init__(self, settings: StepRewardSettings, delta: float) -> None:
-        """``delta``: the agent's value must fall below the expert's by more than ``-delta``."""
-        self._settings, self._delta = settings, delta
+    def __init__(self, settings: StepRewardSettings, delta: float, ties_deviate: bool = False) -> None:
+        """``delta``: the agent's value must fall below the expert's by more than ``-delta``.
+
+        ``ties_deviate``: equality is a deviation for the caller, which ``skip_decided`` may rely on.
+        """
+        self._settings, self._delta, self._ties_deviate = settings, delta, ties_deviate
 
     def begin(self, comparisons: Sequence[Comparison]) -> None:
         """Nothing to prepare."""
 
     def wanted(self, comparison: Comparison) -> tuple[int, int]:
-        """N and N."""
-        return self._settings.num_samples, self._settings.num_samples
+        """N and N; with ``skip_decided`` the agent's state first."""
+        n = self._settings.num_samples
+        if self._settings.skip_decided and comparison.agent.available < n:
+            return 0, n
+        return n, n
+
+    def _surely_deviated(self, comparison: Comparison) -> bool:
+        # The expert's mean is 0 at least: nothing can lift the agent's above it.
+        n = self._settings.num_samples
+        if not (self._settings.skip_decided and self._ties_deviate) or comparison.agent.available < n:
+            return False
+        return sum(comparison.agent.first(n)) / n <= self._delta
 
     def priority(self, comparison: Comparison) -> tuple[float, float]:
         """No preference."""
@@ -94,6 +107,9 @@ class FixedRewards:
         n = self._settings.num_samples
         if (failed := _broken(comparison)) is not None:
             return failed
+        if comparison.expert.available < n and self._surely_deviated(comparison):
+            alone = _plain_estimate(comparison.agent, n, self._settings.level)
+            return Decision(verdict="deviated", expert=None, agent=alone)
         if min(comparison.expert.available, comparison.agent.available) < n:
             return None
         expert = _plain_estimate(comparison.expert, n, self._settings.level)

@@ -24,6 +24,9 @@ class StepRewardSettings:
     samples so far; ``judge``: a language model's annotation; ``random``: no estimate, for the ablation"""
     num_samples: int = 5
     """N: continuations per state for ``fixed``, and for ``critic`` where it is not sure"""
+    skip_decided: bool = False
+    """fixed: value the agent's state first, and leave the expert's unsampled where none of its values could change
+    the decision (where ties deviate, no success behind the agent's action decides alone)"""
     alpha: float = 0.05
     """racing: largest probability of ``deviated`` where the agent's value is not below the expert's plus
     delta"""
