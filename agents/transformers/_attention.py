@@ -78,6 +78,25 @@ def _narrow_overload(number, like):
     return lambda number, like: number
 
 
+def _as_float(stored, room):
+    raise NotImplementedError
+
+
+@overload(_as_float, inline="always")
+def _as_float_overload(stored, room):
+    """A stored block as float32: itself where it is, else written to ``room``."""
+    if isinstance(stored.dtype, types.Integer):
+
+        def convert(stored, room):
+            for i in range(room.shape[0]):
+                for j in range(room.shape[1]):
+                    room[i, j] = _widen(stored[i, j])
+            return room
+
+        return convert
+    return lambda stored, room: stored
+
+
 @njit(cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, inline="never")
 def _soften(scores: Any, count: int, width: int) -> Any:
     """Replace ``scores[:count]`` by exp(score - max), the rest up to ``width`` by 0; returns their sum."""
@@ -150,9 +169,10 @@ def attend(
     num_kv_heads = key.shape[1]
     head_dim = query.shape[2]
     group = query.shape[1] // num_kv_heads
+    # Heads outside, rows inside: threads share out heads, so a long row costs each of them the same.
     for item in prange(num_rows * num_kv_heads):
-        row = item // num_kv_heads
-        head = item % num_kv_heads
+        row = item % num_rows
+        head = item // num_rows
         start = first[row]
         before = past[row]
         for i in range(count[row]):
@@ -177,21 +197,15 @@ def attend(
                     queries[pair - low, d] = query[start + pair // group, head * group + pair % group, d] * scale
                     mixed[pair - low, d] = np.float32(0.0)
             for b in range(num_blocks):
-                block = tables[row, b]
-                for d in range(head_dim):
-                    for j in range(BLOCK):
-                        key_tile[d, j] = _widen(key_blocks[block, head, d, j])
+                tile = _as_float(key_blocks[tables[row, b], head], key_tile)
                 for pair in range(high - low):
-                    _score_block(key_tile, queries[pair], scores[pair, b * BLOCK : (b + 1) * BLOCK])
+                    _score_block(tile, queries[pair], scores[pair, b * BLOCK : (b + 1) * BLOCK])
             for pair in range(low, high):
                 sums[pair - low] = _soften(scores[pair - low], before + pair // group + 1, num_blocks * BLOCK)
             for b in range(num_blocks):
-                block = tables[row, b]
-                for j in range(BLOCK):
-                    for d in range(head_dim):
-                        value_tile[j, d] = _widen(value_blocks[block, head, j, d])
+                tile = _as_float(value_blocks[tables[row, b], head], value_tile)
                 for pair in range(high - low):
-                    _mix_block(value_tile, scores[pair, b * BLOCK : (b + 1) * BLOCK], mixed[pair])
+                    _mix_block(tile, scores[pair, b * BLOCK : (b + 1) * BLOCK], mixed[pair])
             for pair in range(low, high):
                 for d in range(head_dim):
                     out[start + pair // group, head * group + pair % group, d] = mixed[pair - low, d] / sums[pair - low]

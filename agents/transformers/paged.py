@@ -85,25 +85,30 @@ class BlockPool:
     ) -> torch.Tensor:
         """Store the new keys and values, attend over all; tensors are (tokens, heads, head_dim)."""
         if self.use_kernel:
-            from ._attention import attend
-
-            keys, values = self._arrays[layer]
             out = torch.empty(query.shape, dtype=torch.float32)
-            attend(
-                query.float().contiguous().numpy(),
-                key.float().contiguous().numpy(),
-                value.float().contiguous().numpy(),
-                keys,
-                values,
-                rows.tables,
-                rows.first,
-                rows.count,
-                rows.past,
-                np.float32(scale),
-                out.numpy(),
-            )
+            q, k, v = (tensor.float().contiguous().numpy() for tensor in (query, key, value))
+            self.attend_into(layer, q, k, v, scale, rows, out.numpy())
             return out.to(query.dtype)
         return self._attend_torch(layer, query, key, value, scale, rows)
+
+    def attend_into(self, layer: int, query: Any, key: Any, value: Any, scale: float, rows: Pass, out: Any) -> None:
+        """The kernel alone: contiguous float32 arrays (tokens, heads, head_dim); ``out`` may be flat."""
+        from ._attention import attend
+
+        keys, values = self._arrays[layer]
+        attend(
+            query,
+            key,
+            value,
+            keys,
+            values,
+            rows.tables,
+            rows.first,
+            rows.count,
+            rows.past,
+            np.float32(scale),
+            out.reshape(query.shape),
+        )
 
     def _attend_torch(
         self,
@@ -170,23 +175,36 @@ class RaggedModel:
     """A transformers causal model that reads rows of different lengths in one pass, over a block pool."""
 
     def __init__(self, model: Any, pool: BlockPool) -> None:
-        """Wrap a model; its attention is switched only while ``reading``."""
+        """Wrap a model; its attention is switched only inside a ``with`` block."""
         from transformers import AttentionInterface
+
+        from .llama import PlainLlama, why_not_plain
 
         AttentionInterface.register(ATTENTION_NAME, _attention)
         self.model = model
         self.pool = pool
+        self.why_not_lean = why_not_plain(model, pool)
+        """why the model's own forward pass is used; empty where the lean one is"""
+        self._lean = None if self.why_not_lean else PlainLlama(model)
         self._own = model.config._attn_implementation
 
     def __enter__(self) -> RaggedModel:
         """Switch the model's attention to blocks."""
+        if self._lean is not None:
+            return self
         self._own = self.model.config._attn_implementation
         self.model.set_attn_implementation(ATTENTION_NAME)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Give the model its own attention back."""
+        if self._lean is not None:
+            return
         self.model.set_attn_implementation(self._own)
+
+    def be_plain(self, why: str) -> None:
+        """Use the model's own forward pass from now on."""
+        self._lean, self.why_not_lean = None, why
 
     def read(
         self, tokens: Sequence[Sequence[int]], past: Sequence[int], tables: Sequence[Sequence[int]]
@@ -207,13 +225,17 @@ class RaggedModel:
         flat = np.fromiter((token for row in tokens for token in row), np.int64, int(behind[-1]))
         first = behind - count
         positions = np.arange(len(flat), dtype=np.int64) + np.repeat(stored - first, count)
+        rows = Pass(pool=self.pool, tables=padded, first=first, count=count, past=stored)
+        last = torch.from_numpy(behind.astype(np.int64) - 1)
+        if self._lean is not None:
+            return self._lean.read(torch.from_numpy(flat), positions, last, rows)
         device = self.model.device
         out = self.model(
             input_ids=torch.from_numpy(flat).unsqueeze(0).to(device),
             position_ids=torch.from_numpy(positions).unsqueeze(0).to(device),
             use_cache=False,
-            logits_to_keep=torch.from_numpy(behind.astype(np.int64) - 1).to(device),
-            block_pass=Pass(pool=self.pool, tables=padded, first=first, count=count, past=stored),
+            logits_to_keep=last.to(device),
+            block_pass=rows,
         )
         logits: torch.Tensor = out.logits[0]
         return logits
