@@ -173,13 +173,9 @@ def _examine(game: Game, state: State, name: str) -> tuple[State, str] | None:
     r = game.receptacle_index.get(name, -1)
     if _here(game, state, r):
         return state, describe(game, state, r)
+    # The domain also means objects that lie here, but writes their location's type as "location,", which nothing has.
     o = game.object_index.get(name, -1)
-    if o < 0:
-        return None
-    seen = o == state.held or any(
-        o in state.contents[r] and visible(game, state, r) for r in game.by_location.get(state.location, ())
-    )
-    return (state, describe_object(game, state, o)) if seen else None
+    return (state, describe_object(game, state, o)) if o >= 0 and o == state.held else None
 
 
 def _use(game: Game, state: State, o: int) -> tuple[State, str] | None:
@@ -260,10 +256,10 @@ def admissible(game: Game, state: State) -> tuple[str, ...]:
             if game.toggleable >> o & 1:
                 found.add(f"use {objects[o]}")
         if visible(game, state, r):
-            for o in state.contents[r]:
-                found.add(f"examine {objects[o]}")
-                if held < 0 and game.pickupable >> o & 1:
-                    found.add(f"take {objects[o]} from {names[r]}")
+            if held < 0:
+                for o in state.contents[r]:
+                    if game.pickupable >> o & 1:
+                        found.add(f"take {objects[o]} from {names[r]}")
             if held >= 0 and (game.receptacle_type[r], game.object_type[held]) in game.can_contain:
                 found.add(game.put_template.replace("{o}", objects[held]).replace("{r}", names[r]))
         if held >= 0:

@@ -239,7 +239,8 @@ def load_game(data: Mapping[str, Any], task_type: str = "") -> Game:
         put_feedback=_string(
             grammar, r'"PutObject\.feedback":\s*\[\s*\{\s*"rhs":\s*"([^"]*)"', "You move the {o.name} to the {r.name}."
         ),
-        help_text=_string(grammar, r'action help \{.*?feedback :: "([^"]*)"', ""),
+        # the real grammar's parser skips blanks in front
+        help_text=_string(grammar, r'action help \{.*?feedback :: "([^"]*)"', "").lstrip(),
         walkthrough=tuple(data.get("walkthrough") or ()),
         by_location={k: tuple(v) for k, v in by_location.items()},
         receptacle_index={n: i for i, n in enumerate(receptacles)},

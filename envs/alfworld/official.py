@@ -60,6 +60,18 @@ def _in_archive(path: Path) -> Iterator[tuple[str, str]]:
         raise DataError(f"cannot read the archive {str(path)!r}: {error}; download it again") from error
 
 
+def games_in(source: Path) -> Iterator[tuple[str, str]]:
+    """Name and text of every game of a folder of games, an archive, or a folder of archives."""
+    if not source.is_dir():
+        yield from _in_archive(source)
+        return
+    archives = sorted(source.glob("*.tar.xz"))
+    for archive in archives:
+        yield from _in_archive(archive)
+    if not archives:
+        yield from _in_folder(source)
+
+
 class OfficialGames:
     """Games by task id ``SPLIT/TASK/TRIAL``.
 
@@ -122,16 +134,14 @@ def _index(source: Path) -> tuple[Path, str]:
         db = sqlite3.connect(part)
         db.execute("CREATE TABLE games (id TEXT PRIMARY KEY, text BLOB) WITHOUT ROWID")
         db.execute("CREATE TABLE meta (digest TEXT)")
-        sources = [_in_folder(source)] if loose else [_in_archive(a) for a in archives]
-        for games in sources:
-            for name, text in games:
-                task_id = "/".join(name.split("/")[-4:-1])
-                digest.update(f"{task_id}\0{text}".encode())
-                # The PDDL domain is the same in all games and not needed to play: leaving it out halves the cache.
-                raw = json.loads(text)
-                raw.pop("pddl_domain", None)
-                blob = zlib.compress(json.dumps(raw).encode(), 6)
-                db.execute("INSERT OR REPLACE INTO games VALUES (?, ?)", (task_id, blob))
+        for name, text in games_in(source):
+            task_id = "/".join(name.split("/")[-4:-1])
+            digest.update(f"{task_id}\0{text}".encode())
+            # The PDDL domain is the same in all games and not needed to play: leaving it out halves the cache.
+            raw = json.loads(text)
+            raw.pop("pddl_domain", None)
+            blob = zlib.compress(json.dumps(raw).encode(), 6)
+            db.execute("INSERT OR REPLACE INTO games VALUES (?, ?)", (task_id, blob))
         db.execute("INSERT INTO meta VALUES (?)", (digest.hexdigest(),))
         db.commit()
         db.close()
