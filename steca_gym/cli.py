@@ -38,6 +38,8 @@ steca: environments, rollouts and step-level trajectory calibration for LLM agen
   steca calibrate run=PATH                        up to the calibrations
   steca evaluate run=PATH                         evaluate what a run made
   steca fetch NAME                                import a world's data into a compact cache
+  steca check-env ID [key=value ...]              prove that an environment keeps the contract; ID: env=... or a
+                                                  Gymnasium id such as my_module:me/World-v0
   steca --version
 
 Phases are idempotent: a command on a run's folder goes on where the folder stands.
@@ -81,7 +83,9 @@ def _dispatch(args: list[str]) -> int:
         return _compare(rest, demo=command == "demo")
     if command == "fetch":
         return _fetch(rest)
-    known = [*_STOPS, "demo", "compare", "fetch"]
+    if command == "check-env":
+        return _check_env(rest)
+    known = [*_STOPS, "demo", "compare", "fetch", "check-env"]
     nearest = difflib.get_close_matches(command, known, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     raise errors.UnknownNameError(f"no command {command!r}; {hint}`steca --help` lists them")
@@ -278,6 +282,51 @@ def _fetch(args: list[str]) -> int:
     importlib.import_module("steca_gym.envs")
     print(fetchers.get(args[0] if args else "")())
     return 0
+
+
+def _check_env(args: list[str]) -> int:
+    """Run the conformance kit on an environment of the configuration, or on any Gymnasium id."""
+    import functools
+
+    from rich.console import Console
+
+    from steca_gym.compare import compose
+    from steca_gym.run import make_env
+    from steca_gym.testing import check_text_env
+
+    if not args or "=" in args[0] or args[0].startswith("-"):
+        raise errors.ConfigError("check-env needs an id first, e.g. `steca check-env household`; `steca --help`")
+    name, overrides = args[0], args[1:]
+    # A module beside the user, named as `module:id`, is found as with `python -m`; behind everything installed.
+    if "" not in sys.path:
+        sys.path.append("")
+    settings: dict[str, Any]
+    if "/" in name or ":" in name or "-v" in name:
+        from omegaconf import OmegaConf
+
+        kwargs = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
+        assert isinstance(kwargs, dict)
+        split = kwargs.pop("split", None)
+        settings = {"id": name, "kwargs": kwargs}
+    else:
+        from omegaconf import OmegaConf
+
+        explain_overrides([f"env={name}", *overrides])
+        loaded = OmegaConf.to_container(compose([f"env={name}", *overrides]).env, resolve=True)
+        assert isinstance(loaded, dict)
+        settings = {"id": loaded["id"], "kwargs": loaded["kwargs"]}
+        split = loaded["train_split"]
+    console = Console()
+    with Console(stderr=True).status(f"{settings['id']}: checking") as status:
+        report = check_text_env(
+            functools.partial(make_env, settings, split or "train"),
+            title=f"{settings['id']} ({split or 'train'})",
+            on_check=lambda check: status.update(f"{settings['id']}: {check}"),
+        )
+    console.print(report.table())
+    num_failed = len(report.failed)
+    console.print(f"{num_failed} of {len(report.results)} checks failed" if num_failed else "conforms")
+    return 0 if report.ok else 3
 
 
 if __name__ == "__main__":

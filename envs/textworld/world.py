@@ -214,10 +214,10 @@ class TextWorldWorld(World):
             self._task_id, self._story = task_id, story
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                if self._interpreter is None:
-                    self._interpreter = self._jericho.FrotzEnv(story, seed=0)
-                else:
-                    self._interpreter.load(story)
+                # jericho's load() keeps the memory of the story before (0.4 MB each time); closing gives it back.
+                if self._interpreter is not None:
+                    self._interpreter.close()
+                self._interpreter = self._jericho.FrotzEnv(story, seed=0)
             self._interpreter.reset()
 
     def _description(self, story: str) -> tuple[Any, Any]:

@@ -1,0 +1,73 @@
+"""The conformance kit: does a world keep the contract that everything else relies on?
+
+``steca check-env ID`` on the command line; in a test one line: ``check_text_env(make).raise_if_failed()``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from steca_gym.testing.checks import CHECKS, HOSTILE_ACTIONS, Bench, CheckSettings, first_failure_is_fatal
+from steca_gym.testing.play import Fault, MakeEnv
+from steca_gym.testing.report import CheckResult, Report
+
+__all__ = ["HOSTILE_ACTIONS", "CheckResult", "CheckSettings", "Report", "check_text_env"]
+
+_NO_ENV = "make() must give a TextEnv around your World; foreign environments: steca_gym.envs.adapters"
+
+
+def check_text_env(
+    make: MakeEnv,
+    *,
+    settings: CheckSettings | None = None,
+    title: str = "conformance",
+    on_check: Callable[[str], None] | None = None,
+) -> Report:
+    """Play an environment in every way that the contract promises something about.
+
+    Args:
+        make: makes one environment; called several times, once in a spawned process (a module-level function,
+            a ``functools.partial`` or anything else that cloudpickle takes).
+        settings: how thoroughly.
+        title: heading of the table.
+        on_check: told the name of each check as it begins.
+
+    Returns:
+        The report; ``raise_if_failed`` raises WorldError with the failing lines. A check that itself breaks on
+        the environment counts as failed.
+    """
+    settings = settings or CheckSettings()
+    fatal = first_failure_is_fatal(make)
+    if fatal is not None:
+        return Report(title=title, results=(CheckResult(name="make", status="failed", detail=fatal, mend=_NO_ENV),))
+    bench = Bench(make, settings)
+    results = []
+    try:
+        for check in CHECKS:
+            if on_check is not None:
+                on_check(check.name)
+            if check.name == "new process" and not settings.new_process:
+                results.append(CheckResult(name=check.name, status="skipped", detail="new_process=False"))
+                continue
+            started = time.perf_counter()
+            try:
+                detail, failed = check.run(bench), False
+            except Fault as fault:
+                detail, failed = str(fault), True
+            except Exception as error:  # noqa: BLE001 - what breaks a check is a finding about the environment
+                detail = f"raises {type(error).__name__}: {' '.join(str(error).split())}"[:400]
+                failed = True
+                bench.close()
+            results.append(
+                CheckResult(
+                    name=check.name,
+                    status="failed" if failed else "ok",
+                    detail=detail,
+                    mend=check.mend,
+                    seconds=time.perf_counter() - started,
+                )
+            )
+    finally:
+        bench.close()
+    return Report(title=title, results=tuple(results))
