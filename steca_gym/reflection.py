@@ -61,6 +61,14 @@ class Reflector(Protocol):
         ...
 
 
+_UNREADABLE, _INVALID, _FUTILE, _WRONG = _NOTICES = (
+    "that was no action.",
+    "nothing happened.",
+    "that changed nothing.",
+    "that was wrong.",
+)
+
+
 class TemplateReflector:
     """A sentence from the two actions and the observation: what was tried, what was seen, what to do instead.
 
@@ -79,15 +87,16 @@ class TemplateReflector:
     def _text(self, case: ReflectionCase) -> str:
         wrong = case.wrong
         if not wrong.readable:
-            noticed = "that was no action."
+            noticed = _UNREADABLE
         elif not wrong.valid or wrong.observation.strip().casefold() == "nothing happens.":
-            noticed = "nothing happened."
+            noticed = _INVALID
         elif len(case.history) > 1 and wrong.observation == case.history.steps[-2].observation:
-            noticed = "that changed nothing."
+            noticed = _FUTILE
         else:
-            noticed = "that was wrong."
+            noticed = _WRONG
+        reason = _without_notice(case.expert_thought)
         ways = (
-            f"{noticed} {case.expert_thought}" if case.expert_thought else "",
+            f"{noticed} {reason}" if reason else "",
             f"{noticed} I should {case.right_action}." if case.right_action else "",
             f"{noticed} I should do something else.",
         )
@@ -97,6 +106,13 @@ class TemplateReflector:
                 if way and len(text.split()) <= self.max_words:
                     return text[:1].upper() + text[1:]
         return noticed
+
+
+def _without_notice(thought: str) -> str:
+    """A thought without an earlier notice: later rounds correct corrections, and notices would pile up."""
+    folded = thought.casefold()
+    ends = (folded.rfind(notice) + len(notice) for notice in _NOTICES if notice in folded)
+    return thought[max(ends, default=0) :].strip()
 
 
 def _short(text: str, words: int) -> str:
