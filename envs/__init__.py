@@ -5,6 +5,8 @@
 
 import gymnasium
 
+from steca_gym.registry import fetchers
+
 
 def _register(env_id: str, entry_point: str) -> None:
     # max_episode_steps stays unset: TextEnv counts its own horizon, so that snapshots hold the count.
@@ -18,3 +20,5 @@ _register("steca/BabyAI-v0", "babyai:make_babyai")
 _register("steca/TextWorld-v0", "textworld:make_textworld")
 _register("steca/ScienceWorld-v0", "scienceworld:make_scienceworld")
 _register("steca/VirtualHome-v0", "virtualhome:make_virtualhome")
+
+fetchers.register("virtualhome", "steca_gym.envs.virtualhome:fetch")
