@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,17 +92,19 @@ class Endpoint:
         """See the class; nothing is sent yet."""
         self.settings, self._sleep = settings, sleep
         self._url = settings.base_url.rstrip("/") + "/chat/completions"
+        self._lock = threading.Lock()
         self.num_retries = 0
         """attempts beyond the first, so far"""
 
     def complete(self, asked: Sequence[tuple[Sequence[Message], Sampling, int]]) -> list[Completion]:
         """Answer (messages, sampling, seed) in order; raises AgentError when one cannot be answered."""
         if len(asked) <= 1:
-            return [self._one(*a) for a in asked]
+            return [self.complete_one(*a) for a in asked]
         with ThreadPoolExecutor(min(self.settings.max_in_flight, len(asked))) as pool:
-            return list(pool.map(lambda a: self._one(*a), asked))
+            return list(pool.map(lambda a: self.complete_one(*a), asked))
 
-    def _one(self, messages: Sequence[Message], sampling: Sampling, seed: int) -> Completion:
+    def complete_one(self, messages: Sequence[Message], sampling: Sampling, seed: int) -> Completion:
+        """Answer one conversation, with retries; raises AgentError when it cannot be answered."""
         s = self.settings
         body: dict[str, Any] = {
             "model": s.model,
@@ -116,7 +119,8 @@ class Endpoint:
         problem = ""
         for attempt in range(s.max_retries + 1):
             if attempt:
-                self.num_retries += 1
+                with self._lock:
+                    self.num_retries += 1
             wait = s.backoff_s * 2**attempt
             try:
                 return _read(self._post(data))
@@ -176,6 +180,10 @@ def _seconds(header: str | None) -> float:
 class OpenAIAgent:
     """An agent behind an endpoint.
 
+    Turns are handed back one by one (``submit``, ``poll``), so that ``max_in_flight`` requests are at the server
+    whenever so many wait. Requests that go on from one fork are sent next to each other, and an episode's
+    conversation only grows: a server's prefix cache can serve both. The server tokenises texts itself.
+
     Args:
         base_url: e.g. ``http://127.0.0.1:8000/v1``.
         model: the name that the server knows.
@@ -191,27 +199,90 @@ class OpenAIAgent:
         """See the class."""
         self.endpoint = _endpoint(base_url, model, endpoint, options)
         self.name = f"openai:{self.endpoint.settings.model}"
+        self._waiting: list[TurnRequest] = []
+        self._in_flight: dict[Future[Completion], str] = {}
+        self._gone: set[Future[Completion]] = set()
+        self._last_fork: str | None = None
+        self._pool: ThreadPoolExecutor | None = None
 
     def act(self, requests: Sequence[TurnRequest]) -> list[Turn]:
-        """Answer each request; those that go on from one fork are sent next to each other."""
-        order = sorted(range(len(requests)), key=lambda i: requests[i].fork_of or "")
-        # The seed changes from turn to turn: the same one would draw the same words again.
-        asked = [
-            (requests[i].messages, requests[i].sampling, (requests[i].seed + requests[i].turn) & 0x7FFF_FFFF)
-            for i in order
-        ]
-        turns: dict[int, Turn] = {}
-        for i, completion in zip(order, self.endpoint.complete(asked), strict=True):
-            turns[i] = Turn(
-                text=completion.text,
-                num_prompt_tokens_read=completion.num_prompt_tokens - completion.num_cached_tokens,
-                num_prompt_tokens_reused=completion.num_cached_tokens,
-                num_sampled_tokens=completion.num_sampled_tokens,
-            )
-        return [turns[i] for i in range(len(requests))]
+        """Answer each request, in order; raises AgentError where one cannot be answered."""
+        if self._waiting or self._in_flight:
+            raise AgentError("act() while submitted requests are under way; poll() them first")
+        self.submit(requests)
+        turns: dict[str, Turn | Exception] = {}
+        while len(turns) < len(requests):
+            turns.update(self.poll())
+        answers = [turns[request.episode_id] for request in requests]
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, Turn)]
+
+    def submit(self, requests: Sequence[TurnRequest]) -> None:
+        """Take requests; at most one per episode may be under way."""
+        under_way = {*self._in_flight.values(), *(request.episode_id for request in self._waiting)}
+        for request in requests:
+            if request.episode_id in under_way:
+                raise AgentError(f"episode {request.episode_id!r} has a request under way already")
+            under_way.add(request.episode_id)
+        self._waiting.extend(requests)
+        self._send()
+
+    def poll(self) -> list[tuple[str, Turn | Exception]]:
+        """Wait until at least one answer is there; empty only when nothing is under way."""
+        while self._waiting or self._in_flight:
+            self._send()
+            done, _ = wait((*self._in_flight, *self._gone), return_when=FIRST_COMPLETED)
+            self._gone -= done
+            answers: list[tuple[str, Turn | Exception]] = []
+            for future in [future for future in self._in_flight if future in done]:
+                episode_id = self._in_flight.pop(future)
+                error = future.exception()
+                if error is None:
+                    answers.append((episode_id, _turn(future.result())))
+                elif isinstance(error, Exception):
+                    answers.append((episode_id, error))
+                else:
+                    raise error
+            if answers:
+                self._send()
+                return answers
+        return []
 
     def release(self, episode_ids: Iterable[str]) -> None:
-        """Nothing is kept."""
+        """Drop what waits for these episodes; an answer that is under way is not handed back."""
+        gone = set(episode_ids)
+        self._waiting = [request for request in self._waiting if request.episode_id not in gone]
+        for future in [future for future, episode_id in self._in_flight.items() if episode_id in gone]:
+            del self._in_flight[future]
+            self._gone.add(future)
+
+    def _send(self) -> None:
+        """Send what may be in flight, the fork of the last one sent first."""
+        if self._waiting and self._pool is None:
+            self._pool = ThreadPoolExecutor(self.endpoint.settings.max_in_flight)
+        while self._waiting and len(self._in_flight) + len(self._gone) < self.endpoint.settings.max_in_flight:
+            index = 0
+            if self._last_fork is not None:
+                alike = (i for i, request in enumerate(self._waiting) if request.fork_of == self._last_fork)
+                index = next(alike, 0)
+            request = self._waiting.pop(index)
+            self._last_fork = request.fork_of
+            # The seed changes from turn to turn: the same one would draw the same words again.
+            seed = (request.seed + request.turn) & 0x7FFF_FFFF
+            assert self._pool is not None
+            future = self._pool.submit(self.endpoint.complete_one, request.messages, request.sampling, seed)
+            self._in_flight[future] = request.episode_id
+
+
+def _turn(completion: Completion) -> Turn:
+    return Turn(
+        text=completion.text,
+        num_prompt_tokens_read=max(completion.num_prompt_tokens - completion.num_cached_tokens, 0),
+        num_prompt_tokens_reused=completion.num_cached_tokens,
+        num_sampled_tokens=completion.num_sampled_tokens,
+    )
 
 
 class OpenAIReflector:

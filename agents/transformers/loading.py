@@ -7,7 +7,6 @@ Knows what a rollout asks of a model. Knows no episodes.
 
 from __future__ import annotations
 
-import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -43,27 +42,29 @@ def load_model(model: str | Path, dtype: str, device: str | None) -> tuple[Any, 
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype=wanted)
-    except Exception as error:
-        raise CheckpointError(_cannot("causal language model", model, error)) from error
-    loaded = loaded.eval().to(place)
+
+    def read(number: str) -> Any:
+        # Always from the files: ``model.to(bfloat16)`` would round the rotary frequencies too, which must stay float32.
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, number))
+        except Exception as error:
+            raise CheckpointError(_cannot("causal language model", model, error)) from error
+        return loaded.eval().to(place)
+
     if dtype != "auto":
-        return loaded, f"{dtype}, as asked for"
+        return read(dtype), f"{dtype}, as asked for"
     if place.type != "cpu":
-        return loaded.to(torch.bfloat16), "bfloat16, as usual on accelerators"
-    return _faster(loaded)
+        return read("bfloat16"), "bfloat16, as usual on accelerators"
+    return _faster({name: read(name) for name in ("float32", "bfloat16")})
 
 
-def _faster(model: Any) -> tuple[Any, str]:
+def _faster(models: dict[str, Any]) -> tuple[Any, str]:
     """The model in float32 or bfloat16, whichever reads and decodes faster here."""
     import torch
 
-    half = copy.deepcopy(model).to(torch.bfloat16)
     seconds = {}
-    for name, candidate in (("float32", model), ("bfloat16", half)):
-        ids = torch.arange(64).reshape(64, 1) % int(model.get_input_embeddings().weight.shape[0])
+    for name, candidate in models.items():
+        ids = torch.arange(64).reshape(64, 1) % int(candidate.get_input_embeddings().weight.shape[0])
         with torch.inference_mode():
             for shape in ((64, 1), (1, 64)):
                 candidate(ids.reshape(shape))
@@ -77,8 +78,8 @@ def _faster(model: Any) -> tuple[Any, str]:
     gain = seconds["float32"] / seconds["bfloat16"]
     how = f"bfloat16 runs at {gain:.2f} times the speed of float32 here"
     if gain >= _WORTH:
-        return half, f"bfloat16, measured: {how}"
-    return model, f"float32, measured: {how}"
+        return models["bfloat16"], f"bfloat16, measured: {how}"
+    return models["float32"], f"float32, measured: {how}"
 
 
 def load_codec(tokenizer: Any, model: str | Path | None) -> ChatCodec:

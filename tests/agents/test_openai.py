@@ -18,11 +18,13 @@ from steca_gym.agents.openai import (
     OpenAIReflector,
 )
 
-from steca_gym.agent import GREEDY, Agent, Message, Prompt, Sampling, TurnRequest
+from steca_gym.agent import GREEDY, Agent, Message, Prompt, Sampling, StreamingAgent, Turn, TurnRequest
+from steca_gym.collectors import Collector, EpisodeRequest
 from steca_gym.errors import AgentError, ConfigError
 from steca_gym.reflection import ReflectionCase
 from steca_gym.registry import agents, reflectors
 from steca_gym.trajectory import Step, Trajectory
+from tests.fakes import corridor
 
 
 class Server(ThreadingHTTPServer):
@@ -174,6 +176,86 @@ def test_no_more_in_flight_than_the_setting_says(server: Server) -> None:
     server.hold = threading.Barrier(4)
     OpenAIAgent(endpoint=endpoint(server, max_in_flight=4)).act([request(str(i)) for i in range(8)])
     assert server.most_in_flight == 4
+
+
+def test_turns_come_back_as_they_are_done_and_places_fill_again() -> None:
+    class Held(Server):
+        def __init__(self) -> None:
+            super().__init__()
+            self.may_go = threading.Event()
+
+        def answer(self, body: dict[str, Any]) -> str:
+            if body["messages"][-1]["content"] == "slow":
+                assert self.may_go.wait(10)
+            return super().answer(body)
+
+    with running(Held) as server:
+        assert isinstance(server, Held)
+        agent = OpenAIAgent(endpoint=endpoint(server, max_in_flight=2))
+        assert isinstance(agent, StreamingAgent)
+        agent.submit([request("slow"), request("a"), request("b")])
+        with pytest.raises(AgentError, match="under way already"):
+            agent.submit([request("slow")])
+        with pytest.raises(AgentError, match="poll"):
+            agent.act([request("c")])
+        # The slow one holds its place; the others pass through the second one after another.
+        assert [[key for key, _ in agent.poll()] for _ in range(2)] == [["a"], ["b"]]
+        server.may_go.set()
+        assert [key for key, _ in agent.poll()] == ["slow"]
+        assert agent.poll() == []
+
+
+def test_a_released_episode_is_not_answered_and_its_place_comes_free() -> None:
+    class Held(Server):
+        def __init__(self) -> None:
+            super().__init__()
+            self.may_go = threading.Event()
+
+        def answer(self, body: dict[str, Any]) -> str:
+            assert self.may_go.wait(10)
+            return super().answer(body)
+
+    with running(Held) as server:
+        assert isinstance(server, Held)
+        agent = OpenAIAgent(endpoint=endpoint(server, max_in_flight=1))
+        agent.submit([request("gone"), request("never sent")])
+        agent.release(["gone", "never sent"])
+        agent.submit([request("stays")])
+        server.may_go.set()
+        assert [key for key, _ in agent.poll()] == ["stays"]
+        assert agent.poll() == []
+        assert [b["messages"][-1]["content"] for b in server.bodies] == ["gone", "stays"]
+
+
+def test_one_failure_is_one_episodes(server: Server) -> None:
+    server.planned = [(400, b"too long", {})]
+    agent = OpenAIAgent(endpoint=endpoint(server, max_in_flight=1))
+    agent.submit([request("bad"), request("good")])
+    answers = dict(agent.poll() + agent.poll())
+    assert isinstance(answers["bad"], AgentError) and isinstance(answers["good"], Turn)
+
+
+def test_requests_of_one_fork_go_next_to_each_other(server: Server) -> None:
+    agent = OpenAIAgent(endpoint=endpoint(server, max_in_flight=1))
+    agent.submit([request("a0", fork="a"), request("b0", fork="b")])
+    agent.submit([request("a1", fork="a"), request("b1", fork="b"), request("plain"), request("a2", fork="a")])
+    while agent.poll():
+        pass
+    assert [b["messages"][-1]["content"] for b in server.bodies] == ["a0", "a1", "a2", "b0", "b1", "plain"]
+
+
+def test_an_episodes_prompts_only_grow(server: Server) -> None:
+    agent = OpenAIAgent(endpoint=endpoint(server))
+    asked = [EpisodeRequest(task_id=f"corridor-{i}", seed=i) for i in (3, 4, 5)]
+    with Collector(corridor(horizon=5), agent, prompt=Prompt(instruction="Play.")) as collector:
+        assert all(e.trajectory.ended == "horizon" for e in collector.run(asked))
+        cost = collector.ledger.total()
+    assert len(server.bodies) == 15
+    bodies = sorted((b["messages"] for b in server.bodies), key=len)
+    for length in (4, 6, 8, 10):
+        for messages in (b for b in bodies if len(b) == length):
+            assert any(messages[:-2] == before for before in bodies if len(before) == length - 2)
+    assert cost.num_prompt_tokens_read == 15 * 20 and cost.num_prompt_tokens_reused == 15 * 30
 
 
 def test_passing_failures_are_retried_with_growing_waits(server: Server) -> None:

@@ -183,6 +183,23 @@ def test_folders_load_and_what_is_none_is_refused(parts, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("worth", "taken"), [(0.0, "bfloat16"), (1e9, "float32")])
+def test_the_measured_choice_is_what_from_pretrained_gives(parts, tmp_path, monkeypatch, worth, taken):
+    from steca_gym.agents.transformers import loading
+    from transformers import AutoModelForCausalLM
+
+    parts[0].save_pretrained(tmp_path)
+    monkeypatch.setattr(loading, "_WORTH", worth)
+    model, chosen = loading.load_model(tmp_path, "auto", None)
+    assert chosen.startswith(f"{taken}, measured") and str(model.dtype) == f"torch.{taken}"
+    fresh = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=getattr(torch, taken)).eval()
+    # Rounded rotary frequencies would be wrong by a tenth of a turn after a thousand tokens.
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+    ids = torch.arange(1500).unsqueeze(0) % 300
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, fresh(ids).logits)
+
+
 def test_other_attention_falls_back_and_says_so():
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
