@@ -1,19 +1,27 @@
 """Rollout throughput: kept caches, ``generate()`` once a turn, and one environment with one request at a time.
 
-    python benchmarks/rollouts.py                          # the tiny model, episodes of 12 and 40 turns
-    python benchmarks/rollouts.py --model FOLDER --turns 40 --episodes 32 --peer-episodes 32 --authors-episodes 1
-    python benchmarks/rollouts.py --profile                # where the time of our engine goes
+    python benchmarks/rollouts.py                                # the tiny model, 12 and 40 turns, both workloads
+    python benchmarks/rollouts.py --model smollm2 --turns 40 --episodes 32 --peer-jobs 64 --authors-jobs 1
+    python benchmarks/rollouts.py --profile                      # where the time of our engine goes
 
-All three play the same episodes of steca/Household-v0 through the same collector: what the agent says is drawn
-beforehand and put in place of the model's own choice, but the model is asked for every token all the same. So
-the work that is useful is equal, and so are the games. A peer that would take too long plays fewer of the
-episodes; its rate is then per turn of those. Tokens are those that the agent says, stop marks included.
+Two workloads of steca/Household-v0. *Episodes* are played from their start. *Forks* are Monte Carlo
+continuations: from every so many steps of a game, five different ones to the horizon. All three ways play the
+same games through the same collector: what the agent says is drawn beforehand and put in place of the model's
+own choice, but the model is asked for every token all the same. So the work that is useful is equal.
+
+    ours                  block cache, continuous batching, states entered by a snapshot
+    generate(), batched   transformers' generate() once a turn, left-padded, sdpa; states entered by a snapshot
+    one at a time         generate() for one request; to enter a state, its prefix is replayed from the reset
+
+A way that would take too long plays fewer of the jobs (an even choice over games and steps); its rate is then per
+turn of those. The ways alternate, and medians are printed. Tokens are those said, stop marks included.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import statistics
 import sys
 import tempfile
 import time
@@ -26,19 +34,21 @@ import gymnasium
 import steca_gym.envs  # noqa: F401 - registers the environment
 import torch
 from steca_gym.agents.scripted import ExpertAgent, RandomAgent
+from steca_gym.agents.smollm2 import smollm2_folder
 from steca_gym.agents.tiny import build_tiny
 from steca_gym.agents.transformers import TransformersAgent
 
 from steca_gym.agent import Prompt, Sampling, TurnRequest, render_turn
-from steca_gym.collectors import Collector, EpisodeRequest
+from steca_gym.collectors import Collector, EpisodeRequest, Fork
 from steca_gym.collectors.ledger import Cost
 from steca_gym.env import TextEnv
-from steca_gym.trajectory import Trajectory
+from steca_gym.trajectory import Step, Trajectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _machine import machine_line  # noqa: E402
 
 THOUGHT = "I look around for what I need."
+NUM_CONTINUATIONS = 5
 
 
 def make_env(turns: int) -> Callable[[], TextEnv]:
@@ -53,10 +63,9 @@ def make_env(turns: int) -> Callable[[], TextEnv]:
 def draw_games(turns: int, count: int) -> list[Trajectory]:
     """Games of admissible actions drawn at random; those that a chance move ends early are left out."""
     env = make_env(turns)()
-    requests = [
-        EpisodeRequest(task_id=t, seed=i) for i, t in enumerate(env.task_ids("train")[: count + count // 8 + 8])
-    ]
-    played = Collector(make_env(turns), RandomAgent(), num_envs=count).run(requests)
+    ids = env.task_ids("train")
+    requests = [EpisodeRequest(task_id=ids[i % len(ids)], seed=i) for i in range(count + count // 8 + 8)]
+    played = Collector(make_env(turns), RandomAgent(), num_envs=64).run(requests)
     games = [e.trajectory for e in played if len(e.trajectory) == turns]
     return games[:count]
 
@@ -70,12 +79,63 @@ def corpus(turns: int) -> list[str]:
     return [m.content for e in played for m in e.trajectory.messages(Prompt())]
 
 
+@dataclass(frozen=True)
+class Job:
+    """One episode, or one continuation, and what the agent says in it."""
+
+    task_id: str
+    seed: int
+    actions: tuple[str, ...]
+    fork: Fork | None = None
+
+    @property
+    def num_given(self) -> int:
+        return 0 if self.fork is None else len(self.fork.prefix)
+
+
+def episode_jobs(games: Sequence[Trajectory]) -> list[Job]:
+    return [Job(g.task_id, i, g.actions) for i, g in enumerate(games)]
+
+
+def fork_jobs(games: Sequence[Trajectory], turns: int, every: int, spoken: bool) -> list[Job]:
+    """Five random continuations from every ``every``-th step of each game."""
+    scripts = [
+        tuple(dataclasses.replace(s, thought=THOUGHT if spoken else "", text="") for s in g.steps) for g in games
+    ]
+    make = make_env(turns)
+    whole = Collector(make, RandomAgent(), num_envs=8).run(
+        [
+            EpisodeRequest(task_id=g.task_id, seed=0, script=script, max_agent_turns=0, capture=True)
+            for g, script in zip(games, scripts, strict=True)
+        ]
+    )
+    starts = [e.forks[t] for e in whole for t in range(every, turns, every)]
+    requests = [
+        EpisodeRequest(task_id=fork.prefix.task_id, seed=1 + i * NUM_CONTINUATIONS + k, start=fork)
+        for i, fork in enumerate(starts)
+        for k in range(NUM_CONTINUATIONS)
+    ]
+    played = Collector(make, RandomAgent(), num_envs=64).run(requests)
+    return [
+        Job(r.task_id, r.seed, e.trajectory.actions[len(r.start.prefix) :], r.start)
+        for r, e in zip(requests, played, strict=True)
+        if r.start is not None
+    ]
+
+
+def even_choice(jobs: Sequence[Job], count: int) -> list[Job]:
+    """``count`` of the jobs, spread evenly over their order (games, then steps), whole when there are no more."""
+    if count >= len(jobs):
+        return list(jobs)
+    return [jobs[(2 * i + 1) * len(jobs) // (2 * count)] for i in range(count)]
+
+
 @dataclass
 class Result:
     """One way of playing."""
 
     name: str
-    games: int
+    jobs: int
     turns: int
     seconds: float
     cost: Cost
@@ -88,18 +148,13 @@ class Result:
     def in_model(self) -> float:
         return self.cost.seconds_model / self.cost.seconds
 
-    @property
-    def framework_us(self) -> float:
-        return 1e6 * self.cost.seconds_framework / self.turns
 
-
-def play(agent: TransformersAgent, games: Sequence[Trajectory], num_envs: int, name: str, spoken: bool) -> Result:
-    """Play the games once with an agent that says what they say."""
-    turns = len(games[0])
+def play(agent: TransformersAgent, jobs: Sequence[Job], turns: int, num_envs: int, name: str, spoken: bool) -> Result:
+    """Play the jobs once with an agent that says what they say; one at a time replays what stands before."""
     said = {
-        (game.seed, turn): agent.codec.tokenize(render_turn(THOUGHT if spoken else "", step.action))
-        for game in games
-        for turn, step in enumerate(game.steps)
+        (job.seed, job.num_given + place): agent.codec.tokenize(render_turn(THOUGHT if spoken else "", action))
+        for job in jobs
+        for place, action in enumerate(job.actions)
     }
     longest = max(map(len, said.values())) + 1
 
@@ -108,124 +163,156 @@ def play(agent: TransformersAgent, games: Sequence[Trajectory], num_envs: int, n
 
     agent.force = force
     sampling = Sampling(max_new_tokens=longest)
-    requests = [EpisodeRequest(task_id=g.task_id, seed=g.seed, sampling=sampling) for g in games]
+    replay = num_envs == 1
+
+    def request(job: Job) -> EpisodeRequest:
+        script: tuple[Step, ...] = job.fork.prefix.steps if replay and job.fork is not None else ()
+        start = None if replay else job.fork
+        return EpisodeRequest(task_id=job.task_id, seed=job.seed, sampling=sampling, start=start, script=script)
+
     with Collector(make_env(turns), agent, num_envs=num_envs) as collector:
         started = time.perf_counter()
-        played = collector.run(requests)
+        played = collector.run([request(job) for job in jobs])
         seconds = time.perf_counter() - started
         cost = dataclasses.replace(collector.ledger.total())
-    for episode, game in zip(played, games, strict=True):
-        assert episode.trajectory.actions == game.actions, "a way of playing left the script"
-    return Result(name, len(games), turns * len(games), seconds, cost)
+    for episode, job in zip(played, jobs, strict=True):
+        assert episode.trajectory.actions[job.num_given :] == job.actions, "a way of playing left the script"
+    agent.force = None
+    return Result(name, len(jobs), sum(len(job.actions) for job in jobs), seconds, cost)
 
 
-def measure(args: argparse.Namespace, folder: Path, turns: int) -> str:
-    """Markdown for one length of episode."""
-    games = draw_games(turns, args.episodes)
-    model = torch_model(folder, args.dtype)
+def measure(args: argparse.Namespace, model: tuple[Any, Any], turns: int, jobs: Sequence[Job]) -> str:
+    """Markdown for one workload."""
 
     def agent(engine: Any, rows: int) -> TransformersAgent:
         return TransformersAgent(
             model[0], tokenizer=model[1], engine=engine, max_batch_size=rows, kv_cache_gib=args.kv_cache_gib
         )
 
-    play(agent("blocks", 8), games[:2], 2, "warm", args.thoughts)
-    results = []
-    for name, engine, count, num_envs in (
-        ("ours: caches kept", "blocks", len(games), len(games)),
-        ("generate() per turn, batched", "generate", min(args.peer_episodes, len(games)), args.peer_batch),
-        ("one environment, one request", "generate", args.authors_episodes, 1),
-    ):
-        if count == 0:
-            continue
-        runs = []
-        for _ in range(args.repeats if num_envs > 1 else 1):
-            runs.append(play(agent(engine, num_envs), games[:count], num_envs, name, args.thoughts))
-            print(f"{name}: {runs[-1].seconds:.1f} s, model {runs[-1].in_model:.0%}", file=sys.stderr, flush=True)
-        results.append(sorted(runs, key=lambda r: r.seconds)[len(runs) // 2])
-    ours = results[0]
-    lines = [
-        "| way | episodes | turns/s | said tokens/s | read per turn | ours is faster by | time in model "
-        "| framework per turn |",
-        "|" + "---|" * 8,
+    play(agent("blocks", 8), jobs[:2], turns, 2, "warm", args.thoughts)
+    ways = [
+        ("ours", "blocks", list(jobs), args.batch),
+        ("generate(), batched", "generate", even_choice(jobs, args.peer_jobs), args.peer_batch),
+        ("one at a time", "generate", even_choice(jobs, args.authors_jobs), 1),
     ]
-    for r in results:
+    runs: dict[str, list[Result]] = {}
+    for repeat in range(args.repeats):
+        for name, engine, chosen, num_envs in ways:
+            if not chosen or repeat and name in args.once:
+                continue
+            result = play(agent(engine, num_envs), chosen, turns, num_envs, name, args.thoughts)
+            runs.setdefault(name, []).append(result)
+            print(
+                f"{turns} turns, {name}: {result.turns} turns in {result.seconds:.1f} s, model {result.in_model:.0%}",
+                file=sys.stderr,
+                flush=True,
+            )
+    medians = {name: statistics.median(r.turns_per_second for r in found) for name, found in runs.items()}
+    lines = [
+        "| way | jobs | runs | turns/s, median (range) | said tokens/s | prompt tokens read a turn | environment steps "
+        "a turn | time in model | framework a turn | ours is faster |",
+        "|" + "---|" * 10,
+    ]
+    for name, found in runs.items():
+        r = min(found, key=lambda one: abs(one.turns_per_second - medians[name]))
+        rates = [one.turns_per_second for one in found]
+        steps = (r.cost.num_env_steps + r.cost.num_replayed_steps) / r.turns
         lines.append(
-            f"| {r.name} | {r.games} | {r.turns_per_second:.1f} | {r.cost.num_sampled_tokens / r.seconds:.0f} "
-            f"| {r.cost.num_prompt_tokens_read / r.turns:.0f} | {ours.turns_per_second / r.turns_per_second:.1f}x "
-            f"| {r.in_model:.0%} | {r.framework_us:.0f} us |"
+            f"| {name} | {r.jobs} | {len(found)} | {medians[name]:.1f} ({min(rates):.1f} to {max(rates):.1f}) "
+            f"| {r.cost.num_sampled_tokens / r.seconds:.0f} | {r.cost.num_prompt_tokens_read / r.turns:.0f} "
+            f"| {steps:.1f} | {r.in_model:.0%} | {1e6 * r.cost.seconds_framework / r.turns:.0f} us "
+            f"| {medians['ours'] / medians[name]:.1f}x |"
         )
+    ours = runs["ours"][0]
     whole = (ours.cost.num_prompt_tokens_read + ours.cost.num_prompt_tokens_reused) / ours.turns
     lines.append(
-        f"\n{turns} turns an episode, {ours.cost.num_sampled_tokens / ours.turns:.1f} tokens said a turn behind "
-        f"{whole:.0f} tokens of conversation on average."
+        f"\n{ours.turns} turns in {ours.jobs} jobs; {ours.cost.num_sampled_tokens / ours.turns:.1f} tokens said a turn "
+        f"behind {whole:.0f} tokens of conversation on average."
     )
     return "\n".join(lines)
 
 
-def torch_model(folder: Path, dtype: str) -> tuple[Any, Any]:
+def load(folder: Path, dtype: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(folder)
 
 
+def jobs_of(args: argparse.Namespace, workload: str, turns: int) -> list[Job]:
+    if workload == "episodes":
+        return episode_jobs(draw_games(turns, args.episodes))
+    return fork_jobs(draw_games(turns, args.fork_games), turns, args.fork_every or max(turns // 10, 2), args.thoughts)
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a folder; by default the tiny model, made here")
+    parser.add_argument("--model", help="a folder, or smollm2; by default the tiny model, made here")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--turns", type=int, nargs="*", default=[12, 40])
+    parser.add_argument("--workloads", nargs="*", choices=["episodes", "forks"], default=["episodes", "forks"])
     parser.add_argument("--episodes", type=int, default=128)
-    parser.add_argument("--peer-episodes", type=int, default=128)
+    parser.add_argument("--fork-games", type=int, default=8)
+    parser.add_argument("--fork-every", type=int, default=0, help="steps between forks; 0: a tenth of the turns")
+    parser.add_argument("--batch", type=int, default=64, help="our rows at once")
     parser.add_argument("--peer-batch", type=int, default=64)
-    parser.add_argument("--authors-episodes", type=int, default=2)
+    parser.add_argument("--peer-jobs", type=int, default=128)
+    parser.add_argument("--authors-jobs", type=int, default=2)
     parser.add_argument("--thoughts", action="store_true", help="say a thought before each action")
+    parser.add_argument("--static-cache", action="store_true", help="generate() with a static cache")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--kv-cache-gib", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--once", nargs="*", default=["one at a time"], help="ways that are timed once only")
     parser.add_argument("--profile", action="store_true", help="our engine only, under cProfile")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = args.model or build_tiny(
-            corpus(40),
-            Path(scratch),
-            num_layers=args.layers,
-            hidden_size=args.width,
-            num_heads=args.heads,
-        )
-        if args.profile:
-            profile(args, folder)
-            return
-        name = args.model.name if args.model else f"tiny, {args.layers} layers x {args.width}"
-        parts = [f"Machine: {machine_line('torch', 'transformers')}", f"{torch.get_num_threads()} threads", ""]
+        if args.model is None:
+            name = f"tiny, {args.layers} layers x {args.width}"
+            sizes = {"num_layers": args.layers, "hidden_size": args.width, "num_heads": args.heads}
+            folder = build_tiny(corpus(40), Path(scratch), max_position_embeddings=16_384, **sizes)
+        else:
+            folder = smollm2_folder() if args.model == "smollm2" else Path(args.model)
+            name = folder.name
+        model = load(folder, args.dtype)
+        if args.static_cache:
+            model[0].generation_config.cache_implementation = "static"
+        parts = [f"Machine: {machine_line('torch', 'transformers')}, {torch.get_num_threads()} threads", ""]
         for turns in args.turns:
-            parts += [f"## {name}, {args.dtype}, {turns} turns", "", measure(args, folder, turns), ""]
-    text = "\n".join(parts)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+            for workload in args.workloads:
+                jobs = jobs_of(args, workload, turns)
+                if args.profile:
+                    profile(args, model, turns, jobs)
+                    continue
+                said = "thought and action" if args.thoughts else "action alone"
+                parts += [f"### {name}, {args.dtype}, {turns} turns, {workload}, {said}", ""]
+                parts += [measure(args, model, turns, jobs), ""]
+                if args.out:
+                    args.out.write_text("\n".join(parts) + "\n")
+    print("\n".join(parts))
 
 
-def profile(args: argparse.Namespace, folder: Path) -> None:
+def profile(args: argparse.Namespace, model: tuple[Any, Any], turns: int, jobs: Sequence[Job]) -> None:
     import cProfile
     import pstats
 
-    model, tokenizer = torch_model(folder, args.dtype)
-    for turns in args.turns:
-        games = draw_games(turns, args.episodes)
-        agent = TransformersAgent(model, tokenizer=tokenizer, max_batch_size=len(games), kv_cache_gib=args.kv_cache_gib)
-        play(agent, games[:4], 4, "warm", args.thoughts)
-        plain = play(agent, games, len(games), "ours", args.thoughts)
-        print(f"{turns} turns: {plain.seconds:.2f} s, {plain.cost.num_sampled_tokens / plain.seconds:.0f} tokens/s")
-        print(f"in model {plain.in_model:.0%}, framework {plain.framework_us:.0f} us a turn")
-        agent = TransformersAgent(model, tokenizer=tokenizer, max_batch_size=len(games), kv_cache_gib=args.kv_cache_gib)
-        with cProfile.Profile() as profiler:
-            play(agent, games, len(games), "ours", args.thoughts)
-        pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+    def agent() -> TransformersAgent:
+        return TransformersAgent(
+            model[0], tokenizer=model[1], max_batch_size=args.batch, kv_cache_gib=args.kv_cache_gib
+        )
+
+    play(agent(), jobs[:4], turns, 4, "warm", args.thoughts)
+    plain = play(agent(), jobs, turns, args.batch, "ours", args.thoughts)
+    print(f"{turns} turns: {plain.seconds:.2f} s, {plain.cost.num_sampled_tokens / plain.seconds:.0f} tokens/s")
+    print(f"in model {plain.in_model:.0%}, framework {1e6 * plain.cost.seconds_framework / plain.turns:.0f} us a turn")
+    again = agent()
+    with cProfile.Profile() as profiler:
+        play(again, jobs, turns, args.batch, "ours", args.thoughts)
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
 
 
 if __name__ == "__main__":
