@@ -6,7 +6,9 @@ composes the configuration and hands it to ``steca_gym.run``.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import itertools
 import json
 import sys
@@ -37,6 +39,7 @@ steca: environments, rollouts and step-level trajectory calibration for LLM agen
   steca train phase=warm_up run=PATH              up to a training phase (warm_up or reinforce)
   steca calibrate run=PATH                        up to the calibrations
   steca evaluate run=PATH                         evaluate what a run made
+  steca export run=PATH [to=FOLDER]               its trajectories, evidence and decisions as JSON lines and Parquet
   steca fetch NAME                                import a world's data into a compact cache
   steca check-env ID [key=value ...]              prove that an environment keeps the contract; ID: env=... or a
                                                   Gymnasium id such as my_module:me/World-v0
@@ -56,11 +59,31 @@ def exit_code(error: errors.StecaError) -> int:
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
 
 
+_STORAGE_ERRNOS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+)
+
+
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[None]:
+    """A disk that is full or not writable gets its line wherever it is met, also inside a library."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _STORAGE_ERRNOS:
+            raise errors.StorageError(
+                f"cannot write: {error}; make the folder writable or free space and run the same command again: "
+                "what was committed before is kept"
+            ) from error
+        raise
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code, and prints one line on the error stream for each known error."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(args)
+        with _storage_errors():
+            return _dispatch(args)
     except errors.StecaError as error:
         print(f"steca: {error}", file=sys.stderr)
         return exit_code(error)
@@ -81,11 +104,13 @@ def _dispatch(args: list[str]) -> int:
         return _hydra(command, rest)
     if command in ("demo", "compare"):
         return _compare(rest, demo=command == "demo")
+    if command == "export":
+        return _export(rest)
     if command == "fetch":
         return _fetch(rest)
     if command == "check-env":
         return _check_env(rest)
-    known = [*_STOPS, "demo", "compare", "fetch", "check-env"]
+    known = [*_STOPS, "demo", "compare", "export", "fetch", "check-env"]
     nearest = difflib.get_close_matches(command, known, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     raise errors.UnknownNameError(f"no command {command!r}; {hint}`steca --help` lists them")
@@ -111,7 +136,8 @@ def _hydra(command: str, args: list[str]) -> int:
 
         # A failing job of a sweep must not take its siblings along, and Hydra would print a stack for it.
         try:
-            execute(Run.open(cfg), stop_after=options["stop_after"], evaluate_again=command == "evaluate")
+            with _storage_errors():
+                execute(Run.open(cfg), stop_after=options["stop_after"], evaluate_again=command == "evaluate")
             codes.append(0)
         except errors.StecaError as error:
             print(f"steca: {error}", file=sys.stderr)
@@ -270,6 +296,24 @@ def _compare(args: list[str], *, demo: bool) -> int:
     for method in methods:
         explain_overrides([*kept, f"method={method}"])
     compare(kept, methods)
+    return 0
+
+
+def _export(args: list[str]) -> int:
+    from steca_gym.buffer import CalibrationBuffer
+    from steca_gym.run import stored_overrides
+
+    given = dict(a.partition("=")[::2] for a in args)
+    unknown = sorted(set(given) - {"run", "to"})
+    if unknown or "run" not in given:
+        got = f"got {unknown[0]!r}" if unknown else "got no run="
+        raise errors.ConfigError(f"export takes run=PATH and to=FOLDER, {got}; e.g. `steca export run=runs/mine`")
+    folder = Path(given["run"])
+    stored_overrides(folder)  # raises where there is no run
+    target = Path(given.get("to") or folder / "export")
+    with CalibrationBuffer(folder / "buffer.sqlite") as buffer:
+        for path in [*buffer.export_jsonl(target), *buffer.export_parquet(target)]:
+            print(path)
     return 0
 
 

@@ -6,10 +6,12 @@ Knows games, agents and figures. Knows no training. Games that fed training or c
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -152,6 +154,24 @@ class EvaluationReport:
             raise DataError(f"not an evaluation report: {error}") from error
 
 
+def read_report(path: Path) -> EvaluationReport:
+    """Read ``evaluation.json``; raises DataError with what is wrong and what to do."""
+    try:
+        return EvaluationReport.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, DataError) as error:
+        raise DataError(f"cannot read {str(path)!r}: {error}; remove it and evaluate again") from error
+
+
+def refuse_tainted(task_ids: Sequence[str], forbidden_task_ids: Collection[str]) -> None:
+    """Raise ContaminationError where a game is among those that fed training or calibration."""
+    tainted = sorted(set(task_ids) & set(forbidden_task_ids))
+    if tainted:
+        raise ContaminationError(
+            f"{len(tainted)} of {len(task_ids)} games fed training or calibration (first: {tainted[0]!r}); "
+            "evaluate on another split"
+        )
+
+
 def evaluate(
     collector: Collector,
     task_ids: Sequence[str],
@@ -159,6 +179,7 @@ def evaluate(
     seed: int = 0,
     expert_trajectories: Sequence[Trajectory] = (),
     forbidden_task_ids: Collection[str] = (),
+    played: Iterable[Trajectory] = (),
     settings: EvaluationSettings | None = None,
     make_env: Callable[[], TextEnv] | None = None,
     encoder: Encoder | None = None,
@@ -171,6 +192,7 @@ def evaluate(
         seed: of the episodes and of the wrong actions.
         expert_trajectories: successful ones, for dnDTW and the stress test; games without one are left out of these.
         forbidden_task_ids: games that fed training or calibration.
+        played: games that an interrupted evaluation of the same agent and seed has played already.
         settings: greedy with the stress test by default.
         make_env: makes an environment in which wrong actions are looked for; without it there is no stress test.
         encoder: of actions, for dnDTW; the default hash encoder.
@@ -184,16 +206,15 @@ def evaluate(
         raise ConfigError("nothing to evaluate: expected at least one game, got an empty list; check the split")
     if len(set(task_ids)) != len(task_ids):
         raise ConfigError(f"{len(task_ids) - len(set(task_ids))} games are listed twice; each may be played once")
-    tainted = sorted(set(task_ids) & set(forbidden_task_ids))
-    if tainted:
-        raise ContaminationError(
-            f"{len(tainted)} of {len(task_ids)} games fed training or calibration (first: {tainted[0]!r}); "
-            "evaluate on another split"
-        )
-    requests = [EpisodeRequest(task_id=t, seed=_seed(seed, t), sampling=settings.sampling) for t in task_ids]
-    played = [e.trajectory for e in collector.run(requests)]
+    refuse_tainted(task_ids, forbidden_task_ids)
+    known = {t.task_id: t for t in played if t.seed == _seed(seed, t.task_id)}
+    todo = [
+        EpisodeRequest(task_id=t, seed=_seed(seed, t), sampling=settings.sampling) for t in task_ids if t not in known
+    ]
+    known.update({e.trajectory.task_id: e.trajectory for e in collector.run(todo)})
+    games_played = [known[t] for t in task_ids]
     experts = {e.task_id: e for e in expert_trajectories}
-    distances = _distances(played, experts, encoder)
+    distances = _distances(games_played, experts, encoder)
     games = tuple(
         GameResult(
             task_id=t.task_id,
@@ -205,7 +226,7 @@ def evaluate(
             dndtw=distances.get(t.task_id),
             error=t.error,
         )
-        for t in played
+        for t in games_played
     )
     stress: tuple[StressResult, ...] = ()
     if settings.stress and make_env is not None and experts:

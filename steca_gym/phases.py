@@ -10,20 +10,23 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steca_gym import signature
 from steca_gym.agent import Agent
-from steca_gym.collectors.episodes import EpisodeRequest
-from steca_gym.errors import CheckpointError, ConfigError, DataError
+from steca_gym.collectors.episodes import Episode, EpisodeRequest
+from steca_gym.collectors.ledger import Cost
+from steca_gym.errors import ConfigError, DataError
 from steca_gym.run import Run, settings_digest, write_atomically
 from steca_gym.trajectory import Trajectory, WeightedTrajectory
 
 if TYPE_CHECKING:
-    from steca_gym.calibration import ExpertResult
+    from steca_gym.calibration import Counts, ExpertResult
+    from steca_gym.calibration.agreement import PaperAgreement
     from steca_gym.evaluation import EvaluationReport
-    from steca_gym.training import TrainSettings
+    from steca_gym.training import TrainReport, TrainSettings
 
 
 def demonstrations(run: Run) -> list[Trajectory]:
@@ -36,19 +39,27 @@ def demonstrations(run: Run) -> list[Trajectory]:
     if run.done("demonstrations") is None:
         with run.phase("demonstrations", f"demonstrations: the expert plays {len(task_ids)} tasks") as record:
             done = run.buffer.done("demonstrations")
-            requests = [_request(run, t) for t in task_ids if t not in done]
-            episodes = run.collector(_expert(run)).run(requests)
-            won = [e.trajectory for e in episodes if e.trajectory.won]
-            run.buffer.add_trajectories(won, kind="expert")
-            run.buffer.mark_done("demonstrations", [r.task_id for r in requests])
+            broken: list[str] = []
+
+            def keep(episode: Episode) -> None:
+                played = episode.trajectory
+                if played.ended == "failed":  # not played to an end: the next attempt may
+                    broken.append(played.error)
+                    return
+                won = [played] if played.won else []
+                run.buffer.add_trajectories(won, kind="expert", done=("demonstrations", [played.task_id]))
+
+            _play(run, _expert(run), [_request(run, t) for t in task_ids if t not in done], keep, "demonstrations")
             record["num_won"] = len(run.buffer.trajectories(kind="expert"))
             record["num_lost"] = len(task_ids) - record["num_won"]
+            record["num_broken"] = len(broken)
+            if not record["num_won"]:
+                why = f" (first failure: {broken[0]})" if broken else ""
+                raise DataError(
+                    f"no demonstrations: the expert of {env['id']!r} won none of {len(task_ids)} tasks{why}; "
+                    "check the horizon, and that the world has an expert"
+                )
     experts = run.buffer.trajectories(kind="expert")
-    if not experts:
-        raise DataError(
-            f"no demonstrations: the expert of {env['id']!r} won none of {len(task_ids)} tasks; "
-            "check the horizon, and that the world has an expert"
-        )
     run.reached("demonstrations")
     return experts
 
@@ -58,6 +69,17 @@ def _expert(run: Run) -> Agent:
 
     agent: Agent = instantiate(run.settings["expert"])
     return agent
+
+
+def _play(
+    run: Run, agent: Agent, requests: Sequence[EpisodeRequest], keep: Callable[[Episode], None], title: str
+) -> None:
+    """Play episodes; each is handed to ``keep`` as soon as it ends, so that a killed process loses none of them."""
+    with (
+        run.progress(title, len(requests)) as on_progress,
+        run.collector(agent, on_progress=on_progress, on_episode=keep) as collector,
+    ):
+        collector.run(requests)
 
 
 def _request(run: Run, task_id: str, *, index: int = 0, temperature: float = 0.0, **kwargs: Any) -> EpisodeRequest:
@@ -81,39 +103,70 @@ def warm_up(run: Run, experts: Sequence[Trajectory]) -> Path | None:
     parts = {k: agent[k] for k in ("model", "build", "warm_up")}
     digest = settings_digest({"env": env, "agent": parts, "seed": run.seed, "expert": run.settings["expert"]})
     folder = run.folder.parent / "warm-up" / digest
+    if agent["model"] is not None:
+        signature.check_environment(Path(agent["model"]), experts[0].fingerprint)
     if not (folder / "warm-up.json").exists():
-        from steca_gym.training import train
-
-        scratch = folder.with_name(f"{digest}.part-{run.folder.name}")
-        shutil.rmtree(scratch, ignore_errors=True)
         with run.phase("warm_up", f"warm-up: {len(experts)} expert trajectories") as record:
-            start: Path
-            if agent["build"] is not None:
-                from hydra.utils import instantiate
-
-                texts = [m.content for e in experts for m in e.messages(run.prompt)]
-                start = instantiate(agent["build"])(corpus=texts, output_dir=scratch / "initial", seed=run.seed)
-            else:
-                start = Path(agent["model"])
-            report = train(
-                start,
-                [WeightedTrajectory(trajectory=e) for e in experts],
-                prompt=run.prompt,
-                settings=_train_settings(run, agent["warm_up"]),
-                output_dir=scratch,
-                on_log=lambda m: run.tracker.log(m, phase="warm_up"),
-            )
-            record.update(report.as_dict())
-        shutil.rmtree(scratch / "initial", ignore_errors=True)
-        fingerprint = experts[0].fingerprint
-        write_atomically(scratch / "warm-up.json", json.dumps({"fingerprint": fingerprint, **record}, indent=1))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            scratch.rename(folder)
-        except OSError:  # a sibling of the sweep was faster with the same warm-up
-            shutil.rmtree(scratch, ignore_errors=True)
+            record.update(_make_warm_up(run, experts, folder))
+    note = json.loads((folder / "warm-up.json").read_text(encoding="utf-8"))
+    # Every run that stands on this warm-up carries its cost, whoever made it.
+    run.adopt("warm_up", {**note, "cost": Cost(seconds_model=note["seconds"]).as_dict()})
     run.reached("warm_up")
     return folder
+
+
+def _make_warm_up(run: Run, experts: Sequence[Trajectory], folder: Path) -> dict[str, Any]:
+    """Train beside the folder and move the whole into its place; returns what is to be recorded."""
+    from steca_gym.training.train import storage_errors
+
+    agent = run.settings["agent"]
+    # Of this run alone: siblings of a sweep may make the same warm-up at the same time. What a killed attempt left
+    # there is taken up again.
+    scratch = folder.with_name(f"{folder.name}.part-{run.folder.name}")
+    with storage_errors(folder):
+        base: Path | None = None
+        if agent["build"] is not None:
+            from hydra.utils import instantiate
+
+            texts = [m.content for e in experts for m in e.messages(run.prompt)]
+            start = Path(instantiate(agent["build"])(corpus=texts, output_dir=scratch / "initial", seed=run.seed))
+        else:
+            start = base = Path(agent["model"])
+        samples = [WeightedTrajectory(trajectory=e) for e in experts]
+        report = _train(run, "warm_up", start, samples, agent["warm_up"], scratch)
+        shutil.rmtree(scratch / "initial", ignore_errors=True)
+        fingerprint = experts[0].fingerprint
+        signature.sign(scratch, fingerprint=fingerprint, task_ids=(e.task_id for e in experts), base=base)
+        note = {"fingerprint": fingerprint, **report.as_dict(), "model": str(folder)}
+        write_atomically(scratch / "warm-up.json", json.dumps(note, indent=1))
+        try:
+            scratch.rename(folder)
+        except OSError:
+            if not (folder / "warm-up.json").exists():
+                raise
+            shutil.rmtree(scratch, ignore_errors=True)  # a sibling of the sweep was faster with the same warm-up
+    return note
+
+
+def _train(
+    run: Run,
+    phase: str,
+    model: Path,
+    samples: Sequence[WeightedTrajectory],
+    raw_settings: dict[str, Any],
+    folder: Path,
+) -> TrainReport:
+    """Train with a progress bar and the tracker."""
+    from steca_gym.training import train
+
+    settings = _train_settings(run, raw_settings)
+    with run.progress("training", settings.max_steps) as on_progress:
+
+        def on_log(metrics: dict[str, float]) -> None:
+            run.tracker.log(metrics, phase=phase, step=int(metrics["step"]))
+            on_progress(int(metrics["step"]), f"loss {metrics['loss']:.3f}", int(metrics["max_steps"]))
+
+        return train(model, samples, prompt=run.prompt, settings=settings, output_dir=folder, on_log=on_log)
 
 
 def _train_settings(run: Run, raw: dict[str, Any]) -> TrainSettings:
@@ -132,27 +185,41 @@ def own_successes(run: Run, model: Path | None, task_ids: Sequence[str]) -> list
         with run.phase("calibration", f"own episodes: {method['num_samples']} per training task") as record:
             done = run.buffer.done("own_successes")
             task_ids = list(task_ids)[: run.settings["exploration"]["num_experts"]]
-            requests = [
-                _request(run, t, index=i, temperature=float(method["temperature"]))
+            requests = {
+                f"{t}#{i}": _request(run, t, index=i, temperature=float(method["temperature"]))
                 for t in task_ids
                 for i in range(int(method["num_samples"]))
-                if t not in done
-            ]
-            with run.progress("own episodes", len(requests)) as on_progress:
-                episodes = run.collector(run.agent(model), on_progress=on_progress).run(requests)
-            # Equal action sequences teach the same: one of them is enough.
-            wins = {(e.trajectory.task_id, e.trajectory.actions): e.trajectory for e in episodes if e.trajectory.won}
-            run.buffer.add_trajectories(list(wins.values()), kind="own")
-            run.buffer.mark_done("own_successes", sorted({r.task_id for r in requests}))
-            record["num_episodes"] = len(episodes)
+            }
+            keys = {(r.task_id, r.seed): key for key, r in requests.items()}
+
+            def keep(episode: Episode) -> None:
+                played = episode.trajectory
+                if played.ended != "failed":
+                    key = keys[played.task_id, played.seed]
+                    won = [played] if played.won else []
+                    run.buffer.add_trajectories(won, kind="own", done=("own_successes", [key]))
+
+            todo = [r for key, r in requests.items() if key not in done]
+            _play(run, run.agent(model), todo, keep, "own episodes")
+            record["num_episodes"] = len(requests)
             record["num_won"] = len(run.buffer.trajectories(kind="own"))
+            record["num_distinct"] = len(_distinct(run.buffer.trajectories(kind="own")))
     run.reached("calibration")
-    return run.buffer.trajectories(kind="own")
+    return _distinct(run.buffer.trajectories(kind="own"))
+
+
+def _distinct(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """One trajectory of each action sequence in a game: equal ones teach the same."""
+    first: dict[tuple[str, tuple[str, ...]], Trajectory] = {}
+    for t in trajectories:
+        first.setdefault((t.task_id, t.actions), t)
+    return list(first.values())
 
 
 def calibration(run: Run, model: Path | None, experts: Sequence[Trajectory], round_index: int) -> list[ExpertResult]:
     """Explore, detect, correct and execute for every expert trajectory; each result is stored as soon as it stands."""
     from steca_gym.calibration import CalibrationSettings, Counts, calibrate
+    from steca_gym.calibration.agreement import paper_agreement
     from steca_gym.step_rewards import StepRewardSettings
 
     name = _round_name("calibration", round_index)
@@ -184,11 +251,16 @@ def calibration(run: Run, model: Path | None, experts: Sequence[Trajectory], rou
                     on_result=lambda result: run.buffer.add_result(result, phase=name),
                     on_progress=show,
                 )
+            collector.close()
             results = run.buffer.results(name)
             counts = sum((r.counts for r in results), Counts())
+            agreement = paper_agreement(results)
             record.update(dataclasses.asdict(counts))
-            for metric, value in dataclasses.asdict(counts).items():
-                run.tracker.log({metric: float(value)}, phase=name)
+            record["paper_agreement"] = agreement.as_dict()
+            run.tracker.log(
+                {f"paper_{k}": float(v) for k, v in agreement.as_dict().items() if v is not None}, phase=name
+            )
+            _tell_calibration(run, counts, agreement)
             run.tracker.table(
                 f"{name}_table",
                 ["task", "step", "deviated action", "expert action", "reflection", "status", "reason"],
@@ -200,6 +272,20 @@ def calibration(run: Run, model: Path | None, experts: Sequence[Trajectory], rou
             )
     run.reached("calibration")
     return run.buffer.results(name)
+
+
+def _tell_calibration(run: Run, counts: Counts, agreement: PaperAgreement) -> None:
+    """What was found, what the tie rule did, and how far it is the paper's verdict."""
+    rule = run.settings["preset"]["calibration"]["tie_rule"]
+    run.console.print(
+        f"  {counts.num_deviated} deviations at {counts.num_steps} steps ({counts.num_same_action} as the expert, "
+        f"{counts.num_won_anyway} won all the same, {counts.num_undecided} undecided); {counts.num_accepted} "
+        f"calibrations accepted, {counts.num_repaired} of them repaired, {counts.num_refused} refused",
+        f"  {counts.num_ties} ties, tie_rule={rule}: {counts.num_ties_deviated} counted as deviations",
+        f"  {agreement.line()}",
+        sep="\n",
+        highlight=False,
+    )
 
 
 def explored_from(run: Run, experts: Sequence[Trajectory], round_index: int) -> list[Trajectory]:
@@ -253,7 +339,7 @@ def reinforced_samples(run: Run, experts: Sequence[Trajectory], round_index: int
 
 def reinforce(run: Run, model: Path | None, samples: Sequence[WeightedTrajectory], round_index: int = 0) -> Path | None:
     """Reward-weighted training on the samples; returns the new model's folder."""
-    from steca_gym.training import train
+    from steca_gym.training.train import storage_errors
 
     if model is None:
         raise ConfigError("agent without a model cannot be trained; choose agent=tiny or agent=transformers")
@@ -263,68 +349,67 @@ def reinforce(run: Run, model: Path | None, samples: Sequence[WeightedTrajectory
         kinds = Counter(s.kind for s in samples)
         told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         with run.phase(name, f"training on {told}") as record:
-            settings = _train_settings(run, run.settings["agent"]["reinforce"])
-            with run.progress("training", settings.max_steps) as on_progress:
-
-                def on_log(metrics: dict[str, float]) -> None:
-                    run.tracker.log(metrics, phase=name)
-                    on_progress(int(metrics.get("step", 0)), f"loss {metrics.get('loss', float('nan')):.3f}")
-
-                report = train(model, samples, prompt=run.prompt, settings=settings, output_dir=folder, on_log=on_log)
+            report = _train(run, name, model, samples, run.settings["agent"]["reinforce"], folder)
             record.update(report.as_dict(), **{f"num_{k}": v for k, v in kinds.items()})
-            _sign(folder, samples[0].trajectory.fingerprint)
+            fingerprint, task_ids = samples[0].trajectory.fingerprint, (s.trajectory.task_id for s in samples)
+            with storage_errors(folder):
+                signature.sign(folder, fingerprint=fingerprint, task_ids=task_ids, base=model)
     run.reached("reinforce")
     return folder
 
 
-def _sign(folder: Path, fingerprint: str) -> None:
-    """Leave beside the weights which environment they were trained in."""
-    write_atomically(folder / "steca.json", json.dumps({"fingerprint": fingerprint}))
-
-
-def check_signature(folder: Path, fingerprint: str) -> None:
-    """Raise CheckpointError when a model was trained in another world (other data of one world is fine)."""
-    path = folder / "steca.json"
-    if not path.exists():
-        return
-    trained = str(json.loads(path.read_text())["fingerprint"])
-    if trained.partition("+")[0].partition("/")[0] != fingerprint.partition("+")[0].partition("/")[0]:
-        raise CheckpointError(
-            f"model {str(folder)!r} was trained in {trained!r}, got environment {fingerprint!r}; "
-            "use the environment it was trained in, or remove its steca.json to insist"
-        )
-
-
 def evaluation(run: Run, model: Path | None, *, again: bool = False) -> EvaluationReport:
     """Greedy evaluation on games that fed nothing; the report is kept as evaluation.json and shown."""
-    from steca_gym.evaluation import EvaluationReport, EvaluationSettings, comparison_table, evaluate
+    from steca_gym.evaluation import (
+        EvaluationSettings,
+        comparison_table,
+        evaluate,
+        read_report,
+        refuse_tainted,
+    )
 
     path = run.folder / "evaluation.json"
     if path.exists() and not again:
-        return EvaluationReport.from_dict(json.loads(path.read_text()))
+        return read_report(path)
+    fresh = again and path.exists()
     env = run.settings["env"]
     split = env["eval_split"]
     task_ids = run.task_ids(split, int(env["num_eval_tasks"]))
     with run.phase("evaluation", f"evaluation: {len(task_ids)} games of {split}") as record:
-        agent = run.agent(model)
+        forbidden = run.buffer.used_task_ids()
         if model is not None:
-            check_signature(model, run.make_env(split).fingerprint)
-        experts = [
-            e.trajectory for e in run.collector(_expert(run), split=split).run([_request(run, t) for t in task_ids])
-        ]
-        report = evaluate(
-            run.collector(agent, split=split),
-            task_ids,
-            seed=run.seed,
-            expert_trajectories=[e for e in experts if e.won],
-            forbidden_task_ids={e.task_id for e in run.buffer.trajectories(kind="expert")},
-            settings=EvaluationSettings(sampling=run.sampling(0.0), stress=bool(run.settings["evaluation"]["stress"])),
-            make_env=lambda: run.make_env(split),
-            encoder=run.encoder(),
-        )
+            signature.check_environment(model, run.make_env(split).fingerprint)
+            forbidden |= set(signature.trained_on(model, task_ids))
+        refuse_tainted(task_ids, forbidden)
+        with run.collector(_expert(run), split=split) as collector:
+            experts = [e.trajectory for e in collector.run([_request(run, t) for t in task_ids])]
+
+        def keep(episode: Episode) -> None:
+            # The stress test's histories are not the agent's own: only whole games are kept.
+            if episode.request.start is None and not episode.request.script and episode.trajectory.ended != "failed":
+                run.buffer.add_trajectories([episode.trajectory], kind="evaluation")
+
+        with (
+            run.progress("games", len(task_ids)) as on_progress,
+            run.collector(run.agent(model), split=split, on_progress=on_progress, on_episode=keep) as collector,
+        ):
+            report = evaluate(
+                collector,
+                task_ids,
+                seed=run.seed,
+                expert_trajectories=[e for e in experts if e.won],
+                forbidden_task_ids=forbidden,
+                played=() if fresh else run.buffer.trajectories(kind="evaluation"),
+                settings=EvaluationSettings(
+                    sampling=run.sampling(0.0), stress=bool(run.settings["evaluation"]["stress"])
+                ),
+                make_env=lambda: run.make_env(split),
+                encoder=run.encoder(),
+            )
         record.update({k: v for k, v in report.as_dict().items() if isinstance(v, int | float)})
     report = dataclasses.replace(report, cost=run.total_cost())
     write_atomically(path, json.dumps(report.as_dict(), indent=1))
+    run.tracker.summary({k: v for k, v in report.as_dict().items() if isinstance(v, int | float)})
     table, _ = comparison_table({run.settings["method"]["name"]: report})
     run.console.print(table)
     run.reached("evaluation")

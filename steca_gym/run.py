@@ -17,9 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steca_gym.agent import Agent, Message, Prompt, Sampling
+from steca_gym.agent import MAX_TURN_CHARS, Agent, Message, Prompt, Sampling
 from steca_gym.env import TextEnv
-from steca_gym.errors import ConfigError, DataError, StorageError
+from steca_gym.errors import AgentError, ConfigError, DataError, StorageError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -28,12 +28,17 @@ if TYPE_CHECKING:
     from steca_gym.buffer import CalibrationBuffer
     from steca_gym.collectors import Collector, Ledger
     from steca_gym.collectors.collector import Progress
+    from steca_gym.collectors.episodes import Episode
+    from steca_gym.collectors.ledger import Cost
     from steca_gym.distances import Encoder
     from steca_gym.reflection import Reflector
     from steca_gym.step_rewards import Judge
     from steca_gym.tracking import Tracker
 
 PHASES = ("demonstrations", "warm_up", "calibration", "reinforce", "evaluation")
+
+# Turns after which an agent that has not said anything usable counts as broken.
+_NUM_TRIED_TURNS = 50
 
 # What does not change a run's results, and so not its folder either.
 _COSMETIC = ("run_dir", "runs_root", "logger", "launcher", "experiment")
@@ -53,7 +58,7 @@ def stored_overrides(folder: Path) -> list[str]:
     """The overrides that a run's folder was made with; raises DataError where there is no run."""
     try:
         overrides: list[str] = json.loads((folder / "run.json").read_text())["overrides"]
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"no run in {str(folder)!r} ({error}); give the folder that `steca run` printed") from error
     return overrides
 
@@ -105,7 +110,7 @@ class Run:
     def _claim(self, digest: str) -> None:
         path = self.folder / "run.json"
         if path.exists():
-            held = json.loads(path.read_text()).get("digest")
+            held = self.state().get("digest")
             if held != digest:
                 raise ConfigError(
                     f"{str(self.folder)!r} holds a run with other settings (expected digest {digest}, got {held}); "
@@ -125,13 +130,22 @@ class Run:
             }
             write_atomically(path, json.dumps(state, indent=1))
         except OSError as error:
-            raise StorageError(f"cannot write the run's folder {str(self.folder)!r}: {error}") from error
+            raise StorageError(
+                f"cannot write the run's folder {str(self.folder)!r}: {error}; choose a run_dir or runs_root that is "
+                "a folder with free space"
+            ) from error
 
     # -- phases ---------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """What ``run.json`` holds."""
-        loaded: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+        path = self.folder / "run.json"
+        try:
+            loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"cannot read {str(path)!r}: {error}; expected the record of a run; restore it or choose another folder"
+            ) from error
         return loaded
 
     def done(self, phase: str) -> dict[str, Any] | None:
@@ -143,23 +157,54 @@ class Run:
     def phase(self, name: str, title: str) -> Iterator[dict[str, Any]]:
         """Do a phase: its costs go to the ledger, and what is put into the yielded record is kept.
 
-        The phase counts as done when the block ends without an exception. Raises StoppedAfter behind the last phase
-        that was asked for.
+        The phase counts as done when the block ends without an exception. Costs of an attempt that an exception ended
+        are kept and added to those of the attempt that finishes (a killed process can leave none behind).
+
+        Raises:
+            AgentError: every turn of the phase was empty or overlong; what was played is kept.
         """
         self.console.print(f"[bold]{title}[/bold]")
         record: dict[str, Any] = {}
         start = time.perf_counter()
-        before = self.ledger.as_dict().get(name)
-        with self.ledger.phase(name):
-            yield record
-        record["seconds"] = round(time.perf_counter() - start, 2)
-        record["cost"] = self.ledger.as_dict().get(name, before)
-        state = self.state()
+        with self.ledger.phase(name) as cost:
+            before = cost.as_dict()
+            try:
+                yield record
+                check_turns(cost)
+            except BaseException:
+                # A full disk must not hide why the phase ended.
+                with contextlib.suppress(StorageError):
+                    self._write_state(self._spent(name, cost, before, start))
+                raise
+        state = self._spent(name, cost, before, start)
+        spent = state["unfinished"].pop(name)
+        record["seconds"] = round(spent.pop("elapsed"), 2)
+        record["cost"] = spent
+        self._record(name, record, state)
+        self.console.print(f"  [dim]{title}: {record['seconds']:.0f} s[/dim]")
+
+    def adopt(self, name: str, record: dict[str, Any]) -> None:
+        """Take over the record of a phase that another run did for this one too; does nothing where it is done."""
+        if self.done(name) is None:
+            self._record(name, {**record, "shared": True}, self.state())
+
+    def _record(self, name: str, record: dict[str, Any], state: dict[str, Any]) -> None:
         state["phases"][name] = record
-        write_atomically(self.folder / "run.json", json.dumps(state, indent=1))
+        self._write_state(state)
         metrics = {k: float(v) for k, v in record.items() if isinstance(v, int | float)}
         self.tracker.log(metrics, phase=name)
-        self.console.print(f"  [dim]{title}: {record['seconds']:.0f} s[/dim]")
+
+    def _spent(self, name: str, cost: Cost, before: dict[str, float], start: float) -> dict[str, Any]:
+        """The run's state with what this attempt at a phase cost added to its earlier ones."""
+        state = self.state()
+        spent = state.setdefault("unfinished", {}).setdefault(name, {"elapsed": 0.0})
+        spent["elapsed"] += time.perf_counter() - start
+        for counter, value in cost.as_dict().items():
+            spent[counter] = spent.get(counter, 0) + value - before[counter]
+        return state
+
+    def _write_state(self, state: dict[str, Any]) -> None:
+        write_atomically(self.folder / "run.json", json.dumps(state, indent=1))
 
     def reached(self, name: str) -> None:
         """Stop here if this is the last phase that was asked for."""
@@ -195,6 +240,15 @@ class Run:
         from steca_gym.tracking import make_tracker
 
         return make_tracker(self.settings["logger"], folder=self.folder, settings=self.settings)
+
+    def close(self) -> None:
+        """Flush and close what was opened."""
+        # Opened at first use: closing must not open what failed to open.
+        opened = self.__dict__
+        if "tracker" in opened:
+            opened["tracker"].finish()
+        if "buffer" in opened:
+            opened["buffer"].close()
 
     @property
     def seed(self) -> int:
@@ -239,12 +293,21 @@ class Run:
         return made
 
     def collector(
-        self, agent: Agent, *, split: str | None = None, on_progress: Callable[[int, str], None] | None = None
+        self,
+        agent: Agent,
+        *,
+        split: str | None = None,
+        on_progress: Callable[[int, str], None] | None = None,
+        on_episode: Callable[[Episode], None] | None = None,
     ) -> Collector:
-        """A collector over the run's environment."""
+        """A collector over the run's environment; ``on_episode`` is called with each episode that ends."""
         from steca_gym.collectors import Collector
 
         def tell(progress: Progress) -> None:
+            if on_episode is not None:
+                on_episode(progress.last)
+            if progress.ledger.cost.num_turns >= _NUM_TRIED_TURNS:
+                check_turns(progress.ledger.cost)
             if on_progress is not None:
                 on_progress(progress.num_finished, f"{progress.ledger.cost.num_env_steps} environment steps")
 
@@ -258,14 +321,14 @@ class Run:
         )
 
     @contextlib.contextmanager
-    def progress(self, title: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
-        """A progress bar; the yielded function takes how many are done and what is going on."""
+    def progress(self, title: str, total: int | None) -> Iterator[Callable[..., None]]:
+        """A progress bar; the yielded function takes how many are done, what is going on, and a new total."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True) as bar:
             task = bar.add_task(title, total=total, note="")
-            yield lambda done, note: bar.update(task, completed=done, note=note)
+            yield lambda done, note, total=total: bar.update(task, completed=done, note=note, total=total)
 
     def reflector(self, agent: Agent) -> Reflector:
         """Who writes reflections."""
@@ -338,6 +401,19 @@ def make_env(settings: dict[str, Any], split: str) -> TextEnv:
     return env
 
 
+def check_turns(cost: Cost) -> None:
+    """Raise AgentError where an agent has said nothing usable so far: each turn was empty or overlong.
+
+    A few such turns are data: each is an invalid turn with an observation of its own, and counted.
+    """
+    if cost.num_turns and cost.num_empty_turns + cost.num_overlong_turns == cost.num_turns:
+        raise AgentError(
+            f"the agent said nothing usable: expected turns of 'Thought: ...' and 'Action: ...', got {cost.num_turns} "
+            f"turns, {cost.num_empty_turns} of them empty and {cost.num_overlong_turns} over {MAX_TURN_CHARS} "
+            "characters; check the agent (its model, chat template, max_new_tokens); what was played is kept"
+        )
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write so that a reader sees the old text or the new one, never a part; raises StorageError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -357,12 +433,18 @@ def execute(run: Run, *, stop_after: str | None = None, evaluate_again: bool = F
 
     run.stop_after = stop_after
     recipe = methods.get(run.settings["method"]["name"])
+    agent = run.settings["agent"]
     try:
-        model = recipe(run)
+        if stop_after is None and agent["build"] is None and agent["model"] is None:
+            # The expert or a random agent: there is nothing to train, and its games can be compared all the same.
+            run.console.print("this agent has no model: it is not trained, only evaluated")
+            phases.demonstrations(run)
+            model = None
+        else:
+            model = recipe(run)
         phases.evaluation(run, model, again=evaluate_again)
     except StoppedAfter:
         pass
     finally:
-        run.tracker.finish()
-        run.buffer.close()
+        run.close()
     run.console.print(f"run: {run.folder}")

@@ -399,6 +399,8 @@ class Collector:
         readable = parsed.action is not None
         if not readable:
             cost.num_unreadable_turns += 1
+            cost.num_empty_turns += not answer.text.strip()
+            cost.num_overlong_turns += len(answer.text) > MAX_TURN_CHARS
         step = Step(
             thought=parsed.thought if readable else "",
             action=parsed.action if parsed.action is not None else text[:_UNREADABLE_ACTION_CHARS],

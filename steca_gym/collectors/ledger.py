@@ -35,6 +35,10 @@ class Cost:
     """agents' answers"""
     num_unreadable_turns: int = 0
     """answers that did not parse"""
+    num_empty_turns: int = 0
+    """of these, answers without a character but blanks"""
+    num_overlong_turns: int = 0
+    """of these, answers of more than ``agent.MAX_TURN_CHARS`` characters"""
     seconds_model: float = 0.0
     """inside the model (an agent that does not measure it: inside the agent)"""
     seconds_environment: float = 0.0

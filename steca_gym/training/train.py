@@ -5,8 +5,10 @@ Knows checkpoints, resumption and what can go wrong. Knows TRL through ``trl_ada
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -25,6 +27,9 @@ from steca_gym.trajectory import WeightedTrajectory
 CHECKPOINTS = "checkpoints"
 """folder inside ``output_dir`` from which a killed training goes on; gone once the training is done"""
 
+FINISHED = "training.json"
+"""file beside the weights: the report of the training that made them, and what it was a training of"""
+
 
 def train(
     model: str | Path | Any,
@@ -39,6 +44,8 @@ def train(
     """Minimise ``-E[R(e) * log pi(e | prefix)]`` over the trainable turns (STeCa, arXiv 2502.14276).
 
     With all weights at 1 it is plain supervised fine-tuning.
+
+    A second call with the same model, samples and settings finds the training done and returns its report.
 
     Where ``WORLD_SIZE`` processes call it together (``torchrun``), each passes the same arguments.
 
@@ -62,7 +69,7 @@ def train(
     with quiet_transformers():
         loaded, tokenizer = _load(model, tokenizer)
         encoded = encode_samples(tokenizer, samples, prompt, max_length=settings.max_length, loss_on=settings.loss_on)
-        with _storage_errors(output_dir), _undisturbed(loaded):
+        with storage_errors(output_dir), _undisturbed(loaded):
             return _train(loaded, tokenizer, encoded, settings, output_dir, on_log, start)
 
 
@@ -78,7 +85,11 @@ def _train(
     from steca_gym.training import trl_adapter
 
     checkpoints = output_dir / CHECKPOINTS
-    resume = _resumable(checkpoints, _digest(encoded, settings))
+    digest = _digest(model, encoded, settings)
+    done = _finished(output_dir, digest)
+    if done is not None:
+        return done
+    resume = _resumable(checkpoints, digest)
     bf16 = settings.precision == "bf16" or (
         settings.precision == "auto" and _bf16_is_faster(model, encoded, settings.per_device_batch_size)
     )
@@ -102,15 +113,15 @@ def _train(
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     train_seconds = time.perf_counter() - loop_start
     trl_adapter.check_finite(trainer.model)
-    if trainer.is_world_process_zero():
+    first = trainer.is_world_process_zero()
+    if first:
         trained: Any = trainer.model
         final = trained.merge_and_unload() if settings.lora_rank is not None else trained
         save_model(final, tokenizer, output_dir)
-        shutil.rmtree(checkpoints, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     losses = [float(loss) for loss in trainer.losses]
     tenth = max(1, len(losses) // 10)
-    return TrainReport(
+    report = TrainReport(
         model=output_dir,
         num_steps=trainer.state.global_step,
         num_samples=len(encoded.samples),
@@ -128,6 +139,29 @@ def _train(
         stopped_by="max_seconds" if clock.stopped else "steps",
         resumed_from_step=int(resume.name.rpartition("-")[2]) if resume else 0,
     )
+    if first:
+        # The note comes before the checkpoints go: killed in between, the next call finds the one or the other.
+        _write_note(output_dir / FINISHED, {"of": digest, "report": report.as_dict()})
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return report
+
+
+def _write_note(path: Path, note: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(note, indent=1), encoding="utf-8")
+    part.replace(path)
+
+
+def _finished(folder: Path, digest: str) -> TrainReport | None:
+    """The report of this very training where its model lies in the folder already."""
+    try:
+        note = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if note.get("of") != digest or not (folder / "config.json").exists():
+        return None
+    known = {field.name for field in dataclasses.fields(TrainReport)}
+    return TrainReport(**{**{k: v for k, v in note["report"].items() if k in known}, "model": folder})
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -173,9 +207,16 @@ def _load(model: str | Path | Any, tokenizer: Any) -> tuple[Any, Any]:
     return loaded, tokenizer
 
 
-def _digest(encoded: EncodedSamples, settings: TrainSettings) -> str:
-    """Equal where a checkpoint belongs to the training that is asked for."""
+def _digest(model: Any, encoded: EncodedSamples, settings: TrainSettings) -> str:
+    """Equal where a checkpoint belongs to the training that is asked for.
+
+    Of each of the model's tensors 64 numbers are looked at: enough to tell two models apart, at no cost.
+    """
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=12)
+    for name, parameter in model.named_parameters():
+        numbers = parameter.detach().flatten()
+        picked = numbers[:: max(1, numbers.numel() // 64)][:64].float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + picked.numpy().tobytes())
     for sample in encoded.samples:
         digest.update(repr((sample.input_ids, sample.labels, sample.weight)).encode())
     return digest.hexdigest()
@@ -232,7 +273,7 @@ _STORAGE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROF
 
 
 @contextmanager
-def _storage_errors(folder: Path) -> Iterator[None]:
+def storage_errors(folder: Path) -> Iterator[None]:
     """Turn failed writes into one line; safetensors reports them with a class of its own."""
     from safetensors import SafetensorError
 

@@ -1,0 +1,73 @@
+"""What a model folder was trained on, kept beside its weights: ``steca.json``.
+
+Knows one small file. Knows no training and no run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from steca_gym.errors import CheckpointError
+
+SIGNATURE = "steca.json"
+
+
+def sign(folder: Path, *, fingerprint: str, task_ids: Iterable[str], base: Path | None = None) -> None:
+    """Leave beside the weights in which environment, and on which games, they were trained.
+
+    Games are kept as digests of 12 hex digits: a few dozen kB for thousands of them.
+
+    Args:
+        folder: a model folder.
+        fingerprint: of the environment.
+        task_ids: games whose trajectories were trained on.
+        base: folder of the model that the training began with; its games count as this one's too.
+    """
+    known = set(_read(base).get("games", [])) if base is not None else set()
+    note = {"fingerprint": fingerprint, "games": sorted(known | {_digest(t) for t in task_ids})}
+    part = folder / f".{SIGNATURE}.part"
+    part.write_text(json.dumps(note), encoding="utf-8")
+    part.replace(folder / SIGNATURE)
+
+
+def check_environment(folder: Path, fingerprint: str) -> None:
+    """Raise CheckpointError where a model was trained in another world (other data of one world is fine)."""
+    trained = str(_read(folder).get("fingerprint", ""))
+    if trained and _world(trained) != _world(fingerprint):
+        raise CheckpointError(
+            f"model {str(folder)!r} was trained in {trained!r}, got environment {fingerprint!r}; "
+            f"use the environment it was trained in, or remove its {SIGNATURE} to insist"
+        )
+
+
+def trained_on(folder: Path, task_ids: Sequence[str]) -> list[str]:
+    """Those of the games that the model in the folder was trained on, as far as it is known."""
+    games = set(_read(folder).get("games", []))
+    return [t for t in task_ids if _digest(t) in games]
+
+
+def _world(fingerprint: str) -> str:
+    return fingerprint.partition("+")[0].partition("/")[0]
+
+
+def _digest(task_id: str) -> str:
+    return hashlib.blake2b(task_id.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / SIGNATURE
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot read {str(path)!r}: {error}; expected what a training of steca-gym wrote; remove it to go on"
+        ) from error
+    if not isinstance(note, dict):
+        raise CheckpointError(f"{str(path)!r} holds no signature of a model; remove it to go on")
+    return note
