@@ -94,8 +94,7 @@ def _convert(source: Path) -> tuple[Any, Any]:
     model = LlamaForCausalLM(config)
     model.load_state_dict(read.state_dict())
     model.tie_weights()
-    tokenizer = AutoTokenizer.from_pretrained(**place)
-    tokenizer.padding_side = "left"
+    tokenizer = AutoTokenizer.from_pretrained(**place, padding_side="left")
     tokenizer.chat_template = CHAT_TEMPLATE
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     config.eos_token_id = config.pad_token_id = end

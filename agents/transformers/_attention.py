@@ -6,9 +6,10 @@
 Knows blocks of keys and values, and which row owns which. Knows no model, no tokens and no torch;
 ``paged.py`` is the checked way in.
 
-Keys lie transposed in their block (head_dim, 16), values upright (16, head_dim): both inner loops then add a
-vector of a block, scaled, to a vector of sums. Numbers are float32, or bfloat16 held as their upper 16 bits;
-sums are always float32. A row reads only the blocks that it has, however long the others are.
+Keys lie transposed in their block (head_dim, 16), values upright (16, head_dim): both inner loops (see
+``_vectors.py``) then add a vector of a block, scaled, to a vector of sums. Numbers are float32, or bfloat16 held
+as their upper 16 bits; sums are always float32. A row reads only the blocks that it has, however long the others
+are.
 """
 
 from __future__ import annotations
@@ -20,10 +21,25 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, prange, types
 from numba.extending import intrinsic, overload
 
+from ._vectors import (  # noqa: TID251 - relative inside the folder
+    MOST_QUERIES,
+    fetch,
+    mix_1,
+    mix_2,
+    mix_3,
+    mix_4,
+    score_1,
+    score_2,
+    score_3,
+    score_4,
+)
+
 BLOCK = 16
 """tokens per block"""
 
 _QUERIES = 16
+_AHEAD = 2
+"""blocks that are asked for before they are needed"""
 _LOG2E = 1.4426950408889634
 
 
@@ -78,25 +94,6 @@ def _narrow_overload(number, like):
     return lambda number, like: number
 
 
-def _as_float(stored, room):
-    raise NotImplementedError
-
-
-@overload(_as_float, inline="always")
-def _as_float_overload(stored, room):
-    """A stored block as float32: itself where it is, else written to ``room``."""
-    if isinstance(stored.dtype, types.Integer):
-
-        def convert(stored, room):
-            for i in range(room.shape[0]):
-                for j in range(room.shape[1]):
-                    room[i, j] = _widen(stored[i, j])
-            return room
-
-        return convert
-    return lambda stored, room: stored
-
-
 @njit(cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, inline="never")
 def _soften(scores: Any, count: int, width: int) -> Any:
     """Replace ``scores[:count]`` by exp(score - max), the rest up to ``width`` by 0; returns their sum."""
@@ -124,24 +121,40 @@ def _soften(scores: Any, count: int, width: int) -> Any:
     return total
 
 
-@njit(cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, inline="never")
-def _score_block(tile: Any, query: Any, out: Any) -> None:
-    """``out[j] = sum_d query[d] * tile[d, j]`` for the 16 keys of a block."""
-    for j in range(BLOCK):
-        out[j] = np.float32(0.0)
-    for d in range(0, query.shape[0], 4):
-        a, b, c, e = query[d], query[d + 1], query[d + 2], query[d + 3]
-        for j in range(BLOCK):
-            out[j] += a * tile[d, j] + b * tile[d + 1, j] + c * tile[d + 2, j] + e * tile[d + 3, j]
+@njit(cache=True, inline="never")
+def _score_tile(tiles: Any, tile: int, queries: Any, count: int, scores: Any, out: int, stride: int) -> None:
+    """Products of ``count`` queries with the 16 keys of a tile, behind ``out`` in each query's row of scores."""
+    head_dim = queries.shape[1]
+    flat = queries.reshape(-1)
+    for low in range(0, count, MOST_QUERIES):
+        num = min(MOST_QUERIES, count - low)
+        query, place = low * head_dim, low * stride + out
+        if num == 4:
+            score_4(tiles, tile, flat, query, scores, place, stride, head_dim)
+        elif num == 3:
+            score_3(tiles, tile, flat, query, scores, place, stride, head_dim)
+        elif num == 2:
+            score_2(tiles, tile, flat, query, scores, place, stride, head_dim)
+        else:
+            score_1(tiles, tile, flat, query, scores, place, stride, head_dim)
 
 
-@njit(cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, inline="never")
-def _mix_block(tile: Any, weights: Any, out: Any) -> None:
-    """``out[d] += sum_j weights[j] * tile[j, d]`` for the 16 values of a block."""
-    for j in range(0, BLOCK, 4):
-        a, b, c, e = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
-        for d in range(out.shape[0]):
-            out[d] += a * tile[j, d] + b * tile[j + 1, d] + c * tile[j + 2, d] + e * tile[j + 3, d]
+@njit(cache=True, inline="never")
+def _mix_tile(tiles: Any, tile: int, weights: Any, first: int, stride: int, count: int, mixed: Any) -> None:
+    """Add the 16 values of a tile, weighted, to ``count`` queries' rows of ``mixed``."""
+    head_dim = mixed.shape[1]
+    flat = mixed.reshape(-1)
+    for low in range(0, count, MOST_QUERIES):
+        num = min(MOST_QUERIES, count - low)
+        weight, place = low * stride + first, low * head_dim
+        if num == 4:
+            mix_4(tiles, tile, weights, weight, stride, flat, place, head_dim)
+        elif num == 3:
+            mix_3(tiles, tile, weights, weight, stride, flat, place, head_dim)
+        elif num == 2:
+            mix_2(tiles, tile, weights, weight, stride, flat, place, head_dim)
+        else:
+            mix_1(tiles, tile, weights, weight, stride, flat, place, head_dim)
 
 
 @njit(cache=True, parallel=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
@@ -169,6 +182,8 @@ def attend(
     num_kv_heads = key.shape[1]
     head_dim = query.shape[2]
     group = query.shape[1] // num_kv_heads
+    tile = np.int64(head_dim * BLOCK)
+    flat_keys, flat_values = key_blocks.reshape(-1), value_blocks.reshape(-1)
     # Heads outside, rows inside: threads share out heads, so a long row costs each of them the same.
     for item in prange(num_rows * num_kv_heads):
         row = item % num_rows
@@ -182,30 +197,35 @@ def attend(
                 key_blocks[block, head, d, place] = _narrow(key[start + i, head, d], key_blocks[0, 0, 0, 0])
                 value_blocks[block, head, place, d] = _narrow(value[start + i, head, d], value_blocks[0, 0, 0, 0])
         pairs = count[row] * group
-        most_blocks = (before + count[row] + BLOCK - 1) // BLOCK
-        scores = np.empty((min(_QUERIES, pairs), most_blocks * BLOCK), np.float32)
-        sums = np.empty(_QUERIES, np.float32)
+        most = (before + count[row] + BLOCK - 1) // BLOCK * BLOCK
+        scores = np.empty((min(_QUERIES, pairs), most), np.float32)
+        flat_scores = scores.reshape(-1)
         queries = np.empty((_QUERIES, head_dim), np.float32)
         mixed = np.empty((_QUERIES, head_dim), np.float32)
-        key_tile = np.empty((head_dim, BLOCK), np.float32)
-        value_tile = np.empty((BLOCK, head_dim), np.float32)
+        sums = np.empty(_QUERIES, np.float32)
         for low in range(0, pairs, _QUERIES):
-            high = min(low + _QUERIES, pairs)
-            num_blocks = (before + (high - 1) // group + 1 + BLOCK - 1) // BLOCK
-            for pair in range(low, high):
+            num = min(_QUERIES, pairs - low)
+            num_blocks = (before + (low + num - 1) // group + 1 + BLOCK - 1) // BLOCK
+            for pair in range(num):
+                token, which = start + (low + pair) // group, head * group + (low + pair) % group
                 for d in range(head_dim):
-                    queries[pair - low, d] = query[start + pair // group, head * group + pair % group, d] * scale
-                    mixed[pair - low, d] = np.float32(0.0)
+                    queries[pair, d] = query[token, which, d] * scale
+                    mixed[pair, d] = np.float32(0.0)
             for b in range(num_blocks):
-                tile = _as_float(key_blocks[tables[row, b], head], key_tile)
-                for pair in range(high - low):
-                    _score_block(tile, queries[pair], scores[pair, b * BLOCK : (b + 1) * BLOCK])
-            for pair in range(low, high):
-                sums[pair - low] = _soften(scores[pair - low], before + pair // group + 1, num_blocks * BLOCK)
+                if b + _AHEAD < num_blocks:
+                    fetch(flat_keys, (tables[row, b + _AHEAD] * num_kv_heads + head) * tile, tile)
+                place = (tables[row, b] * num_kv_heads + head) * tile
+                _score_tile(flat_keys, place, queries, num, flat_scores, b * BLOCK, most)
+            for b in range(min(_AHEAD, num_blocks)):
+                fetch(flat_values, (tables[row, b] * num_kv_heads + head) * tile, tile)
+            for pair in range(num):
+                sums[pair] = _soften(scores[pair], before + (low + pair) // group + 1, num_blocks * BLOCK)
             for b in range(num_blocks):
-                tile = _as_float(value_blocks[tables[row, b], head], value_tile)
-                for pair in range(high - low):
-                    _mix_block(tile, scores[pair, b * BLOCK : (b + 1) * BLOCK], mixed[pair])
-            for pair in range(low, high):
+                if b + _AHEAD < num_blocks:
+                    fetch(flat_values, (tables[row, b + _AHEAD] * num_kv_heads + head) * tile, tile)
+                place = (tables[row, b] * num_kv_heads + head) * tile
+                _mix_tile(flat_values, place, flat_scores, b * BLOCK, most, num, mixed)
+            for pair in range(num):
+                token, which = start + (low + pair) // group, head * group + (low + pair) % group
                 for d in range(head_dim):
-                    out[start + pair // group, head * group + pair % group, d] = mixed[pair - low, d] / sums[pair - low]
+                    out[token, which, d] = mixed[pair, d] / sums[pair]
