@@ -7,6 +7,7 @@ follow each other, and ``steca_gym.phases`` what a phase does.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from steca_gym.buffer import CalibrationBuffer
-    from steca_gym.collectors import Collector, Ledger
+    from steca_gym.collectors import Collector, Executor, Ledger
     from steca_gym.collectors.collector import Progress
     from steca_gym.collectors.episodes import Episode
     from steca_gym.collectors.ledger import Cost
@@ -235,6 +236,22 @@ class Run:
         return Ledger()
 
     @cached_property
+    def executor(self) -> Executor:
+        """Where environments live; shared by all phases, so that workers start once. Raises ConfigError."""
+        from hydra.errors import InstantiationException
+        from hydra.utils import instantiate
+
+        from steca_gym.collectors import InProcess
+
+        settings = {name: value for name, value in self.settings["collector"].items() if name != "num_envs"}
+        try:
+            made: Executor = instantiate(settings) if settings else InProcess()
+        except InstantiationException as error:
+            why = error.__cause__ or error
+            raise ConfigError(f"the collector cannot be made: {' '.join(str(why).split())}") from error
+        return made
+
+    @cached_property
     def tracker(self) -> Tracker:
         """Where metrics go; a failing tracker never stops the run."""
         from steca_gym.tracking import make_tracker
@@ -247,6 +264,8 @@ class Run:
         opened = self.__dict__
         if "tracker" in opened:
             opened["tracker"].finish()
+        if "executor" in opened:
+            opened["executor"].close()
         if "buffer" in opened:
             opened["buffer"].close()
 
@@ -312,12 +331,13 @@ class Run:
                 on_progress(progress.num_finished, f"{progress.ledger.cost.num_env_steps} environment steps")
 
         return Collector(
-            lambda: self.make_env(split),
+            functools.partial(make_env, self.settings["env"], split or self.settings["env"]["train_split"]),
             agent,
             prompt=self.prompt,
             ledger=self.ledger,
             num_envs=int(self.settings["collector"]["num_envs"]),
             on_progress=tell,
+            executor=self.executor,
         )
 
     @contextlib.contextmanager

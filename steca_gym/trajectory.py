@@ -110,7 +110,14 @@ class WeightedTrajectory:
 
 def to_json(trajectory: Trajectory) -> str:
     """One line of JSON (keys sorted, so that equal trajectories are equal lines)."""
-    return json.dumps(dataclasses.asdict(trajectory), ensure_ascii=False, sort_keys=True)
+    # dataclasses.asdict copies every value, which is most of what a collector does with a short episode.
+    plain = {name: getattr(trajectory, name) for name in _TRAJECTORY_FIELDS}
+    plain["steps"] = [{name: getattr(step, name) for name in _STEP_FIELDS} for step in trajectory.steps]
+    return json.dumps(plain, ensure_ascii=False, sort_keys=True)
+
+
+_STEP_FIELDS = tuple(field.name for field in dataclasses.fields(Step))
+_TRAJECTORY_FIELDS = tuple(field.name for field in dataclasses.fields(Trajectory))
 
 
 def from_json(line: str) -> Trajectory:

@@ -180,9 +180,10 @@ def _is_connection_error(error: BaseException) -> bool:
 
 
 def checked_max_jvms(max_jvms: int | None) -> int:
-    """The number of processes allowed; None: one a core."""
+    """The number of processes allowed; None: one a core, shared with the other workers of a collector."""
     if max_jvms is None:
-        return os.cpu_count() or 1
+        num_workers = int(os.environ.get("STECA_NUM_WORKERS", "1"))  # set in a collector's worker processes
+        return max((os.cpu_count() or 1) // num_workers, 1)
     if max_jvms < 1:
         raise ConfigError(f"max_jvms must be >= 1 Java process, got {max_jvms}")
     return max_jvms

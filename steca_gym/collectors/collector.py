@@ -1,36 +1,26 @@
-"""One work queue of episodes and forks over pooled environments and one agent.
+"""One work queue of episodes and forks over an executor's environments and one agent.
 
-Knows how an episode runs and how many run at once. Knows no model, no step reward and no training. What
+Knows what is asked of whom next, and what it costs. Knows no model, no step reward and no training. What
 breaks inside one episode ends that episode, as data; its siblings go on.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from steca_gym.agent import (
-    MAX_TURN_CHARS,
-    Agent,
-    Message,
-    Prompt,
-    StreamingAgent,
-    Turn,
-    TurnRequest,
-    parse_turn,
-)
-from steca_gym.collectors.episodes import Episode, EpisodeRequest, EpisodeSource, Fork
+from steca_gym.agent import MAX_TURN_CHARS, Agent, Prompt, StreamingAgent, Turn, TurnRequest
+from steca_gym.collectors.episodes import Episode, EpisodeRequest, EpisodeSource
+from steca_gym.collectors.executors import Executor, InProcess
+from steca_gym.collectors.jobs import Answer
 from steca_gym.collectors.ledger import Ledger
+from steca_gym.collectors.live import LiveEpisode
 from steca_gym.env import TextEnv
 from steca_gym.errors import CheckpointError, ConfigError
-from steca_gym.trajectory import Ended, Step, Trajectory
-
-_UNREADABLE_ACTION_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,47 +35,11 @@ class Progress:
     ledger: Ledger
 
 
-@dataclass(slots=True, eq=False)
-class _Live:
-    """An episode under way."""
-
-    index: int
-    episode_id: str
-    request: EpisodeRequest
-    env: TextEnv
-    messages: list[Message]
-    head: Trajectory
-    steps: list[Step]
-    num_given_steps: int
-    """steps of the fork's prefix"""
-    score: float = 0.0
-    won: bool = False
-    ended: Ended = "open"
-    error: str = ""
-    num_agent_turns: int = 0
-    num_sampled_tokens: int = 0
-    forks: list[Fork] = field(default_factory=list)
-
-    def trajectory(self) -> Trajectory:
-        return dataclasses.replace(
-            self.head,
-            steps=tuple(self.steps),
-            score=self.score,
-            won=self.won,
-            ended=self.ended,
-            error=self.error,
-        )
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:500]
-
-
 class Collector:
     """Plays requests, many at once, with one agent.
 
-    The trajectories do not depend on ``num_envs``: an episode's seed decides its world and its samples.
+    The trajectories depend neither on ``num_envs`` nor on the executor: an episode's seed decides its world and
+    its samples.
 
     Args:
         make_env: makes one environment; called at most ``num_envs`` times, and again after one broke.
@@ -94,6 +48,8 @@ class Collector:
         num_envs: episodes under way at once, >= 1.
         ledger: where costs go; one of its own by default.
         on_progress: called after each finished episode.
+        executor: where the environments live: by default in this process; ``Processes`` for slow worlds.
+            Collectors may share one and use it in turn.
     """
 
     def __init__(
@@ -105,6 +61,7 @@ class Collector:
         num_envs: int = 64,
         ledger: Ledger | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        executor: Executor | None = None,
     ) -> None:
         """See the class."""
         if num_envs < 1:
@@ -114,13 +71,10 @@ class Collector:
         self.num_envs = num_envs
         self.ledger = ledger if ledger is not None else Ledger()
         self.on_progress = on_progress
+        self.executor: Executor = executor if executor is not None else InProcess()
         self._make_env = make_env
-        self._idle: list[TextEnv] = []
         self._prefix = uuid.uuid4().hex[:12]
         self._counter = itertools.count()
-        self._seconds_environment = 0.0
-
-    # -- public --------------------------------------------------------------------------------------------
 
     def run(self, requests: Sequence[EpisodeRequest]) -> list[Episode]:
         """Play all requests and return their episodes in the requests' order.
@@ -137,9 +91,8 @@ class Collector:
         self._drive(source, num_known=None)
 
     def close(self) -> None:
-        """Close the pooled environments; they are made again when needed."""
-        while self._idle:
-            self._idle.pop().close()
+        """Close the executor; environments and workers are made again when needed."""
+        self.executor.close()
 
     def __enter__(self) -> Collector:
         """Use the collector as a context that closes its environments."""
@@ -149,98 +102,112 @@ class Collector:
         """Close the environments."""
         self.close()
 
-    # -- the loop ------------------------------------------------------------------------------------------
-
     def _drive(self, source: EpisodeSource, num_known: int | None) -> None:
+        self.executor.serve(self._make_env)
+        drive = _Drive(self, source, num_known)
         started, model_before = time.perf_counter(), self._model_seconds()
-        agent_before = self._seconds_agent = 0.0
-        self._seconds_environment = 0.0
-        num_finished = 0
-        asking: deque[_Live] = deque()
-        live: dict[str, _Live] = {}
-        streaming = self.agent if isinstance(self.agent, StreamingAgent) else None
-
-        def finish(done: _Live) -> None:
-            nonlocal num_finished
-            live.pop(done.episode_id, None)
-            episode = self._finish(done)
-            num_finished += 1
-            source.finished(episode)
-            if self.on_progress is not None:
-                self.on_progress(
-                    Progress(
-                        num_finished=num_finished,
-                        num_active=len(live),
-                        num_known=num_known,
-                        last=episode,
-                        ledger=self.ledger,
-                    )
-                )
-
         try:
-            while True:
-                while len(live) < self.num_envs:
-                    request = source.next_request()
-                    if request is None:
-                        break
-                    episode = self._start(request)
-                    live[episode.episode_id] = episode
-                    if self._wants_turn(episode):
-                        asking.append(episode)
-                    else:
-                        finish(episode)
-                if not live:
-                    break
-                batch: list[tuple[_Live, TurnRequest]] = []
-                for episode in asking:
-                    asked = self._turn_request(episode)
-                    if asked is None:
-                        finish(episode)
-                    else:
-                        batch.append((episode, asked))
-                asking.clear()
-                if not batch and (streaming is None or not live):
-                    continue
-                for episode, answer in self._answers(batch, live, streaming):
-                    self._play(episode, answer)
-                    if self._wants_turn(episode):
-                        asking.append(episode)
-                    else:
-                        finish(episode)
+            drive.play(lambda: f"{self._prefix}-{next(self._counter)}")
         except BaseException:
             # Nothing under way is worth keeping: the agent forgets it, and the environments are closed.
-            self.agent.release(list(live))
-            for episode in live.values():
-                episode.env.close()
+            self.agent.release(list(drive.live))
+            self.executor.abandon()
             raise
         finally:
             seconds = time.perf_counter() - started
             model_after = self._model_seconds()
-            in_model = self._seconds_agent - agent_before
+            in_model, in_env = drive.seconds_agent, drive.seconds_environment
             if model_before is not None and model_after is not None:
                 in_model = model_after - model_before
             cost = self.ledger.cost
             cost.seconds_model += in_model
-            cost.seconds_environment += self._seconds_environment
-            cost.seconds_framework += max(seconds - in_model - self._seconds_environment, 0.0)
+            cost.seconds_environment += in_env
+            cost.seconds_framework += max(seconds - in_model - in_env, 0.0)
 
-    def _answers(
-        self,
-        batch: list[tuple[_Live, TurnRequest]],
-        live: dict[str, _Live],
-        streaming: StreamingAgent | None,
-    ) -> Iterable[tuple[_Live, Turn | Exception]]:
-        requests = [request for _, request in batch]
+    def _model_seconds(self) -> float | None:
+        seconds: float | None = getattr(self.agent, "model_seconds", None)
+        return seconds
+
+
+class _Drive:
+    """One call of ``run`` or ``drive``: what is under way, and whose turn it is."""
+
+    def __init__(self, collector: Collector, source: EpisodeSource, num_known: int | None) -> None:
+        self.agent, self.executor = collector.agent, collector.executor
+        self.prompt, self.ledger, self.on_progress = collector.prompt, collector.ledger, collector.on_progress
+        self.num_envs = collector.num_envs
+        self.source = source
+        self.num_known = num_known
+        self.num_finished = 0
+        self.live: dict[str, LiveEpisode] = {}
+        self.streaming = self.agent if isinstance(self.agent, StreamingAgent) else None
+        self.num_asked = 0  # turns that a streaming agent has under way
+        self.seconds_agent = 0.0
+        self.seconds_environment = 0.0
+
+    def play(self, new_id: Callable[[], str]) -> None:
+        """Until the source has nothing more and nothing is under way."""
+        while True:
+            while len(self.live) < self.num_envs:
+                request = self.source.next_request()
+                if request is None:
+                    break
+                self._begin(LiveEpisode(new_id(), request, self.agent.name))
+            if not self.live:
+                return
+            asking: list[LiveEpisode] = []
+            for episode_id, answer in self._gather():
+                episode = self.live[episode_id]
+                episode.take(answer, self.prompt)
+                if answer.num_replayed_steps or answer.seconds:
+                    self.ledger.cost.num_replayed_steps += answer.num_replayed_steps
+                    self.ledger.cost.seconds_workers += answer.seconds
+                if answer.lost and not episode.retried:
+                    self._forget(episode)
+                    self.ledger.cost.num_retried_episodes += 1
+                    self._begin(LiveEpisode(new_id(), episode.request, self.agent.name, retried=True))
+                elif episode.wants_turn:
+                    asking.append(episode)
+                else:
+                    self._finish(episode)
+            if asking or self.num_asked:
+                for episode, turn in self._answers(asking):
+                    job = episode.play(turn)
+                    self._count(turn, readable=job is None or job.action is not None)
+                    if job is None:
+                        self.executor.leave(episode.episode_id)
+                        self._finish(episode)
+                    else:
+                        self.executor.submit(episode.episode_id, job)
+
+    def _begin(self, episode: LiveEpisode) -> None:
+        self.live[episode.episode_id] = episode
+        self.executor.submit(episode.episode_id, episode.enter(self.agent.needs))
+
+    def _gather(self) -> list[tuple[str, Answer]]:
+        """What the worlds said. A batching agent gets all at once; a streaming one is never kept waiting."""
         before = time.perf_counter()
         try:
-            if streaming is not None:
-                if requests:
-                    streaming.submit(requests)
-                return [(live[episode_id], answer) for episode_id, answer in streaming.poll()]
-            answers = self._act(requests)
-            return [(episode, answer) for (episode, _), answer in zip(batch, answers, strict=True)]
+            return self.executor.gather("all" if self.streaming is None else "none" if self.num_asked else "one")
         finally:
-            self._seconds_agent += time.perf_counter() - before
+            self.seconds_environment += time.perf_counter() - before
+
+    # -- the agent -----------------------------------------------------------------------------------------
+
+    def _answers(self, asking: list[LiveEpisode]) -> list[tuple[LiveEpisode, Turn | Exception]]:
+        requests = [episode.turn_request() for episode in asking]
+        before = time.perf_counter()
+        try:
+            if self.streaming is None:
+                return list(zip(asking, self._act(requests), strict=True))
+            if requests:
+                self.streaming.submit(requests)
+                self.num_asked += len(requests)
+            answers = self.streaming.poll()
+            self.num_asked -= len(answers)
+            return [(self.live[episode_id], answer) for episode_id, answer in answers]
+        finally:
+            self.seconds_agent += time.perf_counter() - before
 
     def _act(self, requests: list[TurnRequest]) -> list[Turn | Exception]:
         """Ask for the whole batch; if that fails ask one by one, so that one bad request fails alone."""
@@ -253,208 +220,46 @@ class Collector:
                 return [error]
             return [answer for request in requests for answer in self._act([request])]
 
-    def _model_seconds(self) -> float | None:
-        seconds: float | None = getattr(self.agent, "model_seconds", None)
-        return seconds
-
-    # -- one episode ---------------------------------------------------------------------------------------
-
-    def _start(self, request: EpisodeRequest) -> _Live:
-        index = next(self._counter)
-        env = self._idle.pop() if self._idle else self._make_env()
-        start = request.start
-        head = Trajectory(task_id=request.task_id, first_observation="") if start is None else start.prefix
-        episode = _Live(
-            index=index,
-            episode_id=f"{self._prefix}-{index}",
-            request=request,
-            env=env,
-            messages=[],
-            head=dataclasses.replace(
-                head, seed=request.seed, agent=self.agent.name, trajectory_id="", ended="open", error=""
-            ),
-            steps=list(head.steps),
-            num_given_steps=len(head.steps),
-            score=head.score,
-            won=head.won,
-        )
-        before = time.perf_counter()
-        try:
-            self._enter(episode)
-            if request.capture:
-                self._capture(episode)
-            for step in request.script:
-                if episode.ended != "open":
-                    break
-                self._step(episode, step)
-        except Exception as error:
-            episode.ended, episode.error = "failed", _one_line(error)
-        finally:
-            self._seconds_environment += time.perf_counter() - before
-        if self._wants_turn(episode):
-            episode.messages.extend(episode.trajectory().messages(self.prompt))
-        return episode
-
-    def _enter(self, episode: _Live) -> None:
-        request, env = episode.request, episode.env
-        start = request.start
-        if start is None:
-            observation, info = env.reset(seed=request.seed, options={"task_id": request.task_id})
-            episode.head = dataclasses.replace(
-                episode.head,
-                task_type=info["task_type"],
-                goal=info["goal"],
-                first_observation=observation,
-                fingerprint=info["fingerprint"],
-            )
-            over = bool(info["won"])
-        else:
-            _, info = env.restore(start.snapshot)
-            if start.snapshot.trail is not None:
-                self.ledger.cost.num_replayed_steps += len(start.snapshot.trail)
-            over = start.snapshot.last.over
-        episode.score, episode.won = float(info["score"]), bool(info["won"])
-        if over:
-            episode.ended = "over"
-        elif env.num_steps >= env.horizon:
-            episode.ended = "horizon"
-
-    def _step(self, episode: _Live, step: Step) -> None:
-        """Play one step; ``step`` carries everything but the world's answer."""
-        env = episode.env
-        observation, _, over, truncated, info = env.step(step.action) if step.readable else env.skip_turn()
-        episode.score, episode.won = float(info["score"]), bool(info["won"])
-        episode.steps.append(
-            dataclasses.replace(step, observation=observation, valid=bool(info["valid"]), score=episode.score)
-        )
-        if over:
-            episode.ended = "over"
-        elif truncated:
-            episode.ended = "horizon"
-        if episode.request.capture:
-            self._capture(episode)
-
-    def _capture(self, episode: _Live) -> None:
-        prefix = dataclasses.replace(episode.trajectory(), ended="open")
-        episode.forks.append(
-            Fork(
-                fork_id=f"{episode.episode_id}/{len(episode.steps)}",
-                snapshot=episode.env.snapshot(),
-                prefix=prefix,
-                state_key=episode.env.state_key(),
-            )
-        )
-
-    def _wants_turn(self, episode: _Live) -> bool:
-        limit = episode.request.max_agent_turns
-        return episode.ended == "open" and (limit is None or episode.num_agent_turns < limit)
-
-    def _turn_request(self, episode: _Live) -> TurnRequest | None:
-        """What the agent is asked; None when the world failed to answer what the agent needs."""
-        request, needs = episode.request, self.agent.needs
-        expert_action: str | None = None
-        expert_thought = ""
-        admissible: tuple[str, ...] | None = None
-        if needs:
-            before = time.perf_counter()
-            try:
-                if "expert_action" in needs:
-                    expert_action = episode.env.expert_action()
-                    expert_thought = episode.env.expert_thought()
-                if "admissible_actions" in needs:
-                    admissible = episode.env.admissible_actions()
-            except Exception as error:
-                episode.ended, episode.error = "failed", _one_line(error)
-                return None
-            finally:
-                self._seconds_environment += time.perf_counter() - before
-        return TurnRequest(
-            episode_id=episode.episode_id,
-            messages=tuple(episode.messages),
-            seed=request.seed,
-            turn=len(episode.steps),
-            sampling=request.sampling,
-            fork_of=None if request.start is None else request.start.fork_id,
-            expert_action=expert_action,
-            expert_thought=expert_thought,
-            admissible_actions=admissible,
-        )
-
-    def _play(self, episode: _Live, answer: Turn | Exception) -> None:
-        """Give an agent's answer to the world."""
+    def _count(self, turn: Turn | Exception, readable: bool) -> None:
         cost = self.ledger.cost
         cost.num_turns += 1
-        episode.num_agent_turns += 1
-        if not isinstance(answer, Turn):
-            episode.ended, episode.error = "failed", _one_line(answer)
+        if not isinstance(turn, Turn):
             return
-        cost.num_prompt_tokens_read += answer.num_prompt_tokens_read
-        cost.num_prompt_tokens_reused += answer.num_prompt_tokens_reused
-        cost.num_sampled_tokens += answer.num_sampled_tokens
-        episode.num_sampled_tokens += answer.num_sampled_tokens
-        parsed = parse_turn(answer.text)
-        text, token_ids = answer.text, answer.token_ids
-        if len(text) > MAX_TURN_CHARS:
-            text, token_ids = text[:MAX_TURN_CHARS], None
-        readable = parsed.action is not None
+        cost.num_prompt_tokens_read += turn.num_prompt_tokens_read
+        cost.num_prompt_tokens_reused += turn.num_prompt_tokens_reused
+        cost.num_sampled_tokens += turn.num_sampled_tokens
         if not readable:
             cost.num_unreadable_turns += 1
-            cost.num_empty_turns += not answer.text.strip()
-            cost.num_overlong_turns += len(answer.text) > MAX_TURN_CHARS
-        step = Step(
-            thought=parsed.thought if readable else "",
-            action=parsed.action if parsed.action is not None else text[:_UNREADABLE_ACTION_CHARS],
-            observation="",
-            readable=readable,
-            text=text,
-            token_ids=token_ids,
-        )
-        before = time.perf_counter()
-        try:
-            self._step(episode, step)
-        except Exception as error:
-            episode.ended, episode.error = "failed", _one_line(error)
-            return
-        finally:
-            self._seconds_environment += time.perf_counter() - before
-        last = episode.steps[-1]
-        episode.messages.append(Message("assistant", text, token_ids))
-        episode.messages.append(Message("user", last.observation))
+            cost.num_empty_turns += not turn.text.strip()
+            cost.num_overlong_turns += len(turn.text) > MAX_TURN_CHARS
 
-    def _finish(self, episode: _Live) -> Episode:
-        cost = self.ledger.cost
-        num_env_steps = len(episode.steps) - episode.num_given_steps
-        cost.num_episodes += 1
-        cost.num_env_steps += num_env_steps
+    # -- ends ----------------------------------------------------------------------------------------------
+
+    def _forget(self, episode: LiveEpisode) -> None:
+        """What every end has in common, also that of a first try."""
+        self.live.pop(episode.episode_id)
         self.agent.release([episode.episode_id])
-        state_key = None
+        self.ledger.cost.num_env_steps += episode.num_env_steps
+
+    def _finish(self, episode: LiveEpisode) -> None:
+        self._forget(episode)
+        cost = self.ledger.cost
+        cost.num_episodes += 1
         if episode.ended == "failed":
             cost.num_failed_episodes += 1
-            self._discard(episode.env)
-        else:
-            try:
-                state_key = episode.env.state_key()
-            except Exception as error:
-                episode.ended, episode.error = "failed", _one_line(error)
-                self._discard(episode.env)
-            else:
-                self._idle.append(episode.env)
-        return Episode(
-            request=episode.request,
-            trajectory=episode.trajectory().with_id(),
-            forks=tuple(episode.forks),
-            state_key=state_key,
-            num_env_steps=num_env_steps,
-            num_sampled_tokens=episode.num_sampled_tokens,
-        )
-
-    @staticmethod
-    def _discard(env: TextEnv) -> None:
-        """Close an environment that broke; a second failure on the way out is of no further use."""
-        try:
-            env.close()
-        except Exception:
-            return
+        done = episode.episode()
+        self.num_finished += 1
+        self.source.finished(done)
+        if self.on_progress is not None:
+            self.on_progress(
+                Progress(
+                    num_finished=self.num_finished,
+                    num_active=len(self.live),
+                    num_known=self.num_known,
+                    last=done,
+                    ledger=self.ledger,
+                )
+            )
 
 
 class _ListSource:

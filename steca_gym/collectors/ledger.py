@@ -31,6 +31,8 @@ class Cost:
     num_episodes: int = 0
     num_failed_episodes: int = 0
     """ended by an error, stored on the trajectory"""
+    num_retried_episodes: int = 0
+    """begun again because the worker process that held them died or hung"""
     num_turns: int = 0
     """agents' answers"""
     num_unreadable_turns: int = 0
@@ -42,8 +44,11 @@ class Cost:
     seconds_model: float = 0.0
     """inside the model (an agent that does not measure it: inside the agent)"""
     seconds_environment: float = 0.0
+    """in environments; with worker processes: waiting for them"""
     seconds_framework: float = 0.0
     """everything else while episodes were played"""
+    seconds_workers: float = 0.0
+    """in environments inside of worker processes, beside the other three and not part of their sum"""
 
     @property
     def seconds(self) -> float:
@@ -86,7 +91,11 @@ class Ledger:
     @property
     def cost(self) -> Cost:
         """The counters of the innermost open phase; add to them."""
-        return self._phases.setdefault(self.current_phase, Cost())
+        phase = self._open[-1] if self._open else UNNAMED_PHASE
+        cost = self._phases.get(phase)
+        if cost is None:
+            cost = self._phases[phase] = Cost()
+        return cost
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Cost]:

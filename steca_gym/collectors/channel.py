@@ -1,0 +1,161 @@
+"""Messages between a collector's process and its workers: length, kind, number and a pickled body over a socket.
+
+Knows bytes and how to wait for them. Knows no environment, and starts nothing.
+
+The collector's end never blocks: a worker that hangs, or that waits for its own answer to be read, must not
+stop it. The worker's end has nothing else to do and blocks.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+_HEADER = struct.Struct("<IBQ")
+_CHUNK_BYTES = 1 << 18
+_MAX_BODY_BYTES = (1 << 32) - 1
+
+# To a worker.
+SERVE = 0
+"""a pickled factory of environments"""
+RUN = 1
+"""(episode id, job, rebuild or None)"""
+LEAVE = 2
+"""an episode id"""
+CLOSE = 3
+"""no body: close all environments and end"""
+# From a worker.
+READY = 10
+"""no body: the factory arrived"""
+REFUSED = 11
+"""one line: the factory cannot be read in the worker"""
+TICK = 12
+"""no body: the job under way got one step further"""
+ANSWER = 13
+"""an ``Answer``"""
+RAISED = 14
+"""what the factory raised"""
+
+Message = tuple[int, int, bytes]
+"""kind, the job's number (0 where there is none), pickled body (empty where there is none)"""
+
+
+def pickled(value: Any) -> bytes:
+    """The body of a message; raises whatever keeps ``value`` from being pickled."""
+    body = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    if len(body) > _MAX_BODY_BYTES:
+        raise ValueError(f"{len(body)} bytes in one message, at most {_MAX_BODY_BYTES}")
+    return body
+
+
+def _frame(kind: int, number: int, body: bytes) -> bytes:
+    return _HEADER.pack(len(body), kind, number) + body
+
+
+class BlockingChannel:
+    """The worker's end."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        """Take over a connected socket."""
+        self._socket = connected
+        self._socket.setblocking(True)
+
+    def send(self, kind: int, number: int = 0, body: bytes = b"") -> None:
+        """Send a message; raises OSError when the other end is gone."""
+        self._socket.sendall(_frame(kind, number, body))
+
+    def receive(self) -> Message | None:
+        """Wait for the next message; None when the other end is gone."""
+        header = self._read(_HEADER.size)
+        if header is None:
+            return None
+        length, kind, number = _HEADER.unpack(header)
+        body = self._read(length)
+        return None if body is None else (kind, number, body)
+
+    def _read(self, size: int) -> bytes | None:
+        parts = []
+        while size:
+            try:
+                part = self._socket.recv(min(size, _CHUNK_BYTES))
+            except OSError:
+                return None
+            if not part:
+                return None
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+
+class NonBlockingChannel:
+    """The collector's end: what cannot be sent now waits in a queue for ``flush``."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        """Take over a connected socket."""
+        self.socket = connected
+        self.socket.setblocking(False)
+        self.broken = False
+        """the other end is gone"""
+        self._outbox: deque[memoryview] = deque()
+        self._inbox = bytearray()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether something waits for the other end to read."""
+        return bool(self._outbox)
+
+    def send(self, kind: int, number: int = 0, body: bytes = b"") -> None:
+        """Queue a message and send what can be sent."""
+        self._outbox.append(memoryview(_frame(kind, number, body)))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what can be sent without waiting."""
+        while self._outbox and not self.broken:
+            part = self._outbox[0]
+            try:
+                sent = self.socket.send(part)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.broken = True
+                return
+            if sent == len(part):
+                self._outbox.popleft()
+            else:
+                self._outbox[0] = part[sent:]
+
+    def receive(self) -> Iterator[Message]:
+        """The messages that are there, without waiting; sets ``broken`` behind the last one of a lost end."""
+        while not self.broken:
+            try:
+                part = self.socket.recv(_CHUNK_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                part = b""
+            if not part:
+                self.broken = True
+                break
+            self._inbox += part
+            yield from self._complete()
+
+    def _complete(self) -> Iterator[Message]:
+        start, inbox = 0, self._inbox
+        while len(inbox) - start >= _HEADER.size:
+            length, kind, number = _HEADER.unpack_from(inbox, start)
+            end = start + _HEADER.size + length
+            if len(inbox) < end:
+                break
+            yield kind, number, bytes(inbox[start + _HEADER.size : end])
+            start = end
+        if start:
+            del inbox[:start]
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()

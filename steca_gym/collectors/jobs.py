@@ -1,0 +1,108 @@
+"""What is asked of the place where environments live, and what it answers: plain data that any process can read.
+
+Knows the events of one episode. Knows no queue, no agent and no process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from steca_gym.agent import Need
+from steca_gym.env import Snapshot
+from steca_gym.trajectory import Ended
+
+MAX_ERROR_CHARS = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enter:
+    """Begin an episode in a free environment: reset or restore, then play a script."""
+
+    task_id: str
+    seed: int
+    snapshot: Snapshot | None = None
+    """the state to begin from; None: reset on the task"""
+    script: tuple[str | None, ...] = ()
+    """actions to take at once; None stands for an unreadable turn"""
+    capture: bool = False
+    """send a snapshot of every state along"""
+    needs: frozenset[Need] = frozenset()
+    """what the agent has to know before each of its turns"""
+    asks: bool = True
+    """whether the agent is asked if the episode is open behind this job"""
+
+
+@dataclass(slots=True)
+class Act:
+    """Take one step of an episode under way."""
+
+    action: str | None
+    """None: an unreadable turn"""
+    asks: bool
+    """as in ``Enter``"""
+
+
+Job = Enter | Act
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """How an episode is brought back whose process was lost: enter it again and repeat its steps."""
+
+    enter: Enter
+    first_observation: str | None
+    """what a reset said; None behind a snapshot"""
+    steps: tuple[tuple[str | None, str], ...]
+    """action and the observation that must come again"""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the world said to one step, or on entering."""
+
+    observation: str
+    score: float
+    won: bool
+    valid: bool
+    ended: Ended
+    fork: tuple[Snapshot, Hashable | None] | None = None
+    """with ``capture``: the state and its key"""
+
+
+@dataclass(slots=True)
+class Entered:
+    """What the world said at the episode's beginning."""
+
+    seen: Seen
+    task_type: str
+    goal: str
+    fingerprint: str
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came of a job. A failure is data: ``error`` is set, and what was seen before it is kept."""
+
+    entered: Entered | None = None
+    """of an ``Enter`` that got that far"""
+    seen: list[Seen] = field(default_factory=list)
+    """of each step, in order"""
+    error: str = ""
+    """one line; the episode ended here"""
+    lost: bool = False
+    """the process that held the episode died or hung, so that a second try may succeed"""
+    expert_action: str | None = None
+    expert_thought: str = ""
+    admissible_actions: tuple[str, ...] | None = None
+    state_key: Hashable | None = None
+    """when the episode ended without an error: of its last state"""
+    num_replayed_steps: int = 0
+    seconds: float = 0.0
+    """spent in a worker process; 0 in this one"""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as a trajectory keeps it: its class and its text on one line of 500 characters at most."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:MAX_ERROR_CHARS]

@@ -1,0 +1,214 @@
+"""An episode under way, as the collector keeps it: what was said and what was seen so far.
+
+Knows how turns become jobs and answers become steps. Knows no environment and no agent: both only see what
+is made here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+
+from steca_gym.agent import MAX_TURN_CHARS, Message, Need, Prompt, Turn, TurnRequest, parse_turn
+from steca_gym.collectors.episodes import Episode, EpisodeRequest, Fork
+from steca_gym.collectors.jobs import Act, Answer, Enter, Entered, Seen, one_line
+from steca_gym.trajectory import Ended, Step, Trajectory
+
+_UNREADABLE_ACTION_CHARS = 200
+
+
+class LiveEpisode:
+    """One request between its first job and its last answer.
+
+    The loop that it serves::
+
+        live.take(do(live.enter(agent.needs)), prompt)
+        while live.wants_turn:
+            live.take(do(live.play(ask(live.turn_request()))), prompt)
+        return live.episode()
+
+    Args:
+        episode_id: unique.
+        request: what is played.
+        agent: who plays: the agent's name.
+        retried: whether this is the second try, behind one that was lost.
+    """
+
+    def __init__(self, episode_id: str, request: EpisodeRequest, agent: str, *, retried: bool = False) -> None:
+        """See the class; nothing has begun."""
+        start = request.start
+        head = Trajectory(task_id=request.task_id, first_observation="") if start is None else start.prefix
+        self.episode_id = episode_id
+        self.request = request
+        self.retried = retried
+        self.ended: Ended = "open"
+        self.num_agent_turns = 0
+        self.num_sampled_tokens = 0
+        self._head = dataclasses.replace(head, seed=request.seed, agent=agent, trajectory_id="", ended="open", error="")
+        self._steps = list(head.steps)
+        self._score = head.score
+        self._won = head.won
+        self._error = ""
+        self._state_key: Hashable | None = None
+        self._forks: list[Fork] = []
+        self._messages: list[Message] = []
+        # The turn that the world has not answered yet; None while that is the script.
+        self._turn: tuple[str, str, bool, str, tuple[int, ...] | None] | None = None
+        self._expert: tuple[str | None, str] = (None, "")
+        self._admissible_actions: tuple[str, ...] | None = None
+
+    # -- what it looks like from outside -------------------------------------------------------------------
+
+    @property
+    def wants_turn(self) -> bool:
+        """Whether the agent is to be asked."""
+        return self.ended == "open" and self._asks()
+
+    @property
+    def num_env_steps(self) -> int:
+        """Steps beyond the fork's prefix."""
+        start = self.request.start
+        return len(self._steps) - (0 if start is None else len(start.prefix.steps))
+
+    def trajectory(self, ended: Ended | None = None) -> Trajectory:
+        """The steps so far; ``ended`` in place of the episode's own."""
+        return dataclasses.replace(
+            self._head,
+            steps=tuple(self._steps),
+            score=self._score,
+            won=self._won,
+            ended=self.ended if ended is None else ended,
+            error=self._error,
+        )
+
+    def episode(self) -> Episode:
+        """What came of the request."""
+        return Episode(
+            request=self.request,
+            trajectory=self.trajectory().with_id(),
+            forks=tuple(self._forks),
+            state_key=self._state_key,
+            num_env_steps=self.num_env_steps,
+            num_sampled_tokens=self.num_sampled_tokens,
+        )
+
+    # -- jobs ----------------------------------------------------------------------------------------------
+
+    def enter(self, needs: frozenset[Need]) -> Enter:
+        """The job that begins the episode and plays its script."""
+        request = self.request
+        return Enter(
+            task_id=request.task_id,
+            seed=request.seed,
+            snapshot=None if request.start is None else request.start.snapshot,
+            script=tuple(step.action if step.readable else None for step in request.script),
+            capture=request.capture,
+            needs=needs,
+            asks=self._asks(),
+        )
+
+    def turn_request(self) -> TurnRequest:
+        """What the agent is asked."""
+        request = self.request
+        return TurnRequest(
+            episode_id=self.episode_id,
+            messages=tuple(self._messages),
+            seed=request.seed,
+            turn=len(self._steps),
+            sampling=request.sampling,
+            fork_of=None if request.start is None else request.start.fork_id,
+            expert_action=self._expert[0],
+            expert_thought=self._expert[1],
+            admissible_actions=self._admissible_actions,
+        )
+
+    def play(self, answer: Turn | Exception) -> Act | None:
+        """The job that an agent's answer asks for; None: the agent failed, and the episode with it."""
+        self.num_agent_turns += 1
+        if not isinstance(answer, Turn):
+            self.ended, self._error = "failed", one_line(answer)
+            return None
+        self.num_sampled_tokens += answer.num_sampled_tokens
+        text, token_ids = answer.text, answer.token_ids
+        parsed = parse_turn(text)
+        if len(text) > MAX_TURN_CHARS:
+            text, token_ids = text[:MAX_TURN_CHARS], None
+        if parsed.action is None:
+            self._turn = ("", text[:_UNREADABLE_ACTION_CHARS], False, text, token_ids)
+        else:
+            self._turn = (parsed.thought, parsed.action, True, text, token_ids)
+        return Act(parsed.action, self._asks())
+
+    # -- answers -------------------------------------------------------------------------------------------
+
+    def take(self, answer: Answer, prompt: Prompt) -> None:
+        """Note what came of the last job."""
+        if self._turn is None:
+            self._take_start(answer)
+        else:
+            for seen in answer.seen:  # one, or none where the world broke
+                self._take_turn(self._turn, seen)
+        if answer.error:
+            self.ended, self._error = "failed", answer.error
+            return
+        self._state_key = answer.state_key
+        self._expert = answer.expert_action, answer.expert_thought
+        self._admissible_actions = answer.admissible_actions
+        if not self._messages and self.wants_turn:
+            self._messages.extend(self.trajectory().messages(prompt))
+
+    def _take_start(self, answer: Answer) -> None:
+        if answer.entered is None:
+            return
+        self._begin(answer.entered)
+        for step, seen in zip(self.request.script, answer.seen, strict=False):
+            self._note(
+                dataclasses.replace(step, observation=seen.observation, valid=seen.valid, score=seen.score), seen
+            )
+
+    def _begin(self, entered: Entered) -> None:
+        first = entered.seen
+        if self.request.start is None:
+            self._head = dataclasses.replace(
+                self._head,
+                task_type=entered.task_type,
+                goal=entered.goal,
+                first_observation=first.observation,
+                fingerprint=entered.fingerprint,
+            )
+        self._note(None, first)
+
+    def _take_turn(self, turn: tuple[str, str, bool, str, tuple[int, ...] | None], seen: Seen) -> None:
+        thought, action, readable, text, token_ids = turn
+        step = Step(
+            thought=thought,
+            action=action,
+            observation=seen.observation,
+            valid=seen.valid,
+            readable=readable,
+            score=seen.score,
+            text=text,
+            token_ids=token_ids,
+        )
+        self._messages.append(Message("assistant", text, token_ids))
+        self._messages.append(Message("user", seen.observation))
+        self._note(step, seen)
+
+    def _note(self, step: Step | None, seen: Seen) -> None:
+        if step is not None:
+            self._steps.append(step)
+        self._score, self._won, self.ended = seen.score, seen.won, seen.ended
+        if seen.fork is not None:
+            snapshot, state_key = seen.fork
+            self._forks.append(
+                Fork(
+                    fork_id=f"{self.episode_id}/{len(self._steps)}",
+                    snapshot=snapshot,
+                    prefix=self.trajectory("open"),
+                    state_key=state_key,
+                )
+            )
+
+    def _asks(self) -> bool:
+        limit = self.request.max_agent_turns
+        return limit is None or self.num_agent_turns < limit
