@@ -10,10 +10,13 @@ from steca_gym.trajectory import WeightedTrajectory
 
 
 def sft(run: Run) -> Path | None:
-    """Warm up, then train on the expert for as many steps as the other methods do in their last phase.
+    """Warm up, then train on the expert in as many phases as the other methods have rounds.
 
-    Without the second part every other method would also win by having trained for longer.
+    Without these every other method would also win by having trained for longer; with ``max_steps`` in the training's
+    settings all methods take equally many optimizer steps.
     """
     experts = phases.demonstrations(run)
-    base = phases.warm_up(run, experts)
-    return phases.reinforce(run, base, [WeightedTrajectory(trajectory=e) for e in experts])
+    model = phases.warm_up(run, experts)
+    for round_index in range(int(run.settings["method"]["num_rounds"])):
+        model = phases.reinforce(run, model, [WeightedTrajectory(trajectory=e) for e in experts], round_index)
+    return model
