@@ -108,6 +108,15 @@ class NonBlockingChannel:
         """Whether something waits for the other end to read."""
         return bool(self._outbox)
 
+    def hung_up(self) -> bool:
+        """Whether the other end is gone, asked while nothing is expected of it."""
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def send(self, kind: int, number: int = 0, body: bytes = b"") -> None:
         """Queue a message and send what can be sent."""
         self._outbox.append(memoryview(_frame(kind, number, body)))

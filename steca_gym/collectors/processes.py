@@ -181,6 +181,9 @@ class Processes:
     def _send(self, seat: _Seat) -> None:
         """Send a seat's job to its worker, or to the one with the fewest episodes where it has none."""
         assert seat.job is not None
+        # A job for a worker that died idle would be taken for the reason of its death.
+        if seat.worker is not None and not seat.worker.under_way and seat.worker.channel.hung_up():
+            self._lose([(seat.worker, "")])
         rebuild = seat.rebuild() if seat.worker is None else None
         try:
             body = pickled((seat.episode_id, seat.job, rebuild))
@@ -201,6 +204,7 @@ class Processes:
         worker.channel.send(RUN, seat.number, body)
 
     def _pick(self) -> WorkerProcess:
+        self._lose([(w, "") for w in self._workers if not w.under_way and w.channel.hung_up()])
         least = min(self._workers, key=lambda worker: worker.num_episodes, default=None)
         if least is not None and (least.num_episodes == 0 or len(self._workers) >= self.num_workers):
             return least
