@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,13 +112,16 @@ class WeightedTrajectory:
 def to_json(trajectory: Trajectory) -> str:
     """One line of JSON (keys sorted, so that equal trajectories are equal lines)."""
     # dataclasses.asdict copies every value, which is most of what a collector does with a short episode.
-    plain = {name: getattr(trajectory, name) for name in _TRAJECTORY_FIELDS}
-    plain["steps"] = [{name: getattr(step, name) for name in _STEP_FIELDS} for step in trajectory.steps]
-    return json.dumps(plain, ensure_ascii=False, sort_keys=True)
+    plain = dict(zip(_TRAJECTORY_FIELDS, _trajectory_values(trajectory), strict=True))
+    plain["steps"] = [dict(zip(_STEP_FIELDS, _step_values(step), strict=True)) for step in trajectory.steps]
+    return _encode(plain)
 
 
-_STEP_FIELDS = tuple(field.name for field in dataclasses.fields(Step))
-_TRAJECTORY_FIELDS = tuple(field.name for field in dataclasses.fields(Trajectory))
+_STEP_FIELDS = tuple(sorted(field.name for field in dataclasses.fields(Step)))
+_TRAJECTORY_FIELDS = tuple(sorted(field.name for field in dataclasses.fields(Trajectory)))
+_step_values = operator.attrgetter(*_STEP_FIELDS)
+_trajectory_values = operator.attrgetter(*_TRAJECTORY_FIELDS)
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def from_json(line: str) -> Trajectory:

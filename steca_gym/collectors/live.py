@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable
+from typing import Any
 
 from steca_gym.agent import MAX_TURN_CHARS, Message, Need, Prompt, Turn, TurnRequest, parse_turn
 from steca_gym.collectors.episodes import Episode, EpisodeRequest, Fork
@@ -44,7 +45,16 @@ class LiveEpisode:
         self.ended: Ended = "open"
         self.num_agent_turns = 0
         self.num_sampled_tokens = 0
-        self._head = dataclasses.replace(head, seed=request.seed, agent=agent, trajectory_id="", ended="open", error="")
+        # What stays the same over the episode: a trajectory is made of it for every fork.
+        self._head: dict[str, Any] = {
+            "task_id": head.task_id,
+            "task_type": head.task_type,
+            "goal": head.goal,
+            "first_observation": head.first_observation,
+            "seed": request.seed,
+            "agent": agent,
+            "fingerprint": head.fingerprint,
+        }
         self._steps = list(head.steps)
         self._score = head.score
         self._won = head.won
@@ -72,8 +82,8 @@ class LiveEpisode:
 
     def trajectory(self, ended: Ended | None = None) -> Trajectory:
         """The steps so far; ``ended`` in place of the episode's own."""
-        return dataclasses.replace(
-            self._head,
+        return Trajectory(
+            **self._head,
             steps=tuple(self._steps),
             score=self._score,
             won=self._won,
@@ -169,8 +179,7 @@ class LiveEpisode:
     def _begin(self, entered: Entered) -> None:
         first = entered.seen
         if self.request.start is None:
-            self._head = dataclasses.replace(
-                self._head,
+            self._head.update(
                 task_type=entered.task_type,
                 goal=entered.goal,
                 first_observation=first.observation,
