@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -241,17 +242,21 @@ def test_exact_values_need_no_samples(estimator: str) -> None:
 
 
 def test_racing_samples_no_more_than_the_decision_needs() -> None:
-    rewards = make_step_rewards(StepRewardSettings())
+    rewards = make_step_rewards(StepRewardSettings(test="pairs"))
     c = comparison()
     assert feed(rewards, c, 1.0, 0.0, random.Random(0)) == "deviated"
     assert len(c.expert.outcomes) == len(c.agent.outcomes) == 3
+    c = comparison()
+    assert feed(make_step_rewards(StepRewardSettings()), c, 1.0, 0.0, random.Random(0)) == "deviated"
+    assert len(c.expert.outcomes) + len(c.agent.outcomes) == 6
 
 
-def test_racing_does_not_depend_on_the_order_of_finishing() -> None:
+@pytest.mark.parametrize("test", ["mixture", "pairs"])
+def test_racing_does_not_depend_on_the_order_of_finishing(test: Literal["mixture", "pairs"]) -> None:
     for seed in range(30):
         outcomes = []
         for order in ("kept", "shuffled"):
-            rewards = make_step_rewards(StepRewardSettings())
+            rewards = make_step_rewards(StepRewardSettings(test=test))
             c, draws = comparison(), random.Random(seed)
             table = [(float(draws.random() < 0.8), float(draws.random() < 0.4)) for _ in range(20)]
             shuffle = random.Random(seed + 1)

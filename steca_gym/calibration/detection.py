@@ -44,6 +44,8 @@ class _Candidate:
     rest_attempts: int = 0
     verdict: StepVerdict | None = None
     decision: Decision | None = None
+    last_wanted: tuple[int, int] | None = None
+    """counts that were asked for already; None: ask again"""
 
 
 def state_values(
@@ -148,7 +150,10 @@ class _Detector:
                 wishes.append(Wish(request=self._rest_request(candidate), priority=priority + 0.5))
             if not self.settings.value_every_step:
                 return wishes
-        num_expert, num_agent = self.rewards.wanted(candidate.comparison)
+        wanted = num_expert, num_agent = self.rewards.wanted(candidate.comparison)
+        if candidate.last_wanted == wanted:
+            return wishes
+        candidate.last_wanted = wanted
         for value, count in (
             (candidate.comparison.expert, num_expert),
             (candidate.comparison.agent, num_agent),
@@ -219,6 +224,8 @@ class _Detector:
                 value.broken = episode.trajectory.error or "the continuation broke"
             else:
                 self.asked.discard(key)
+                for candidate in self.candidates:
+                    candidate.last_wanted = None
         elif value.has(wish.index):
             self.counts += Counts(num_samples_shared=1)
         else:
@@ -240,6 +247,7 @@ class _Detector:
         if candidate.needs_rest:
             if candidate.rest is None:
                 return
+            self._count_own_way(candidate)
             if s.require_failure and candidate.rest.won and not s.value_every_step:
                 candidate.verdict = self._won_anyway(candidate)
                 return
@@ -252,6 +260,17 @@ class _Detector:
                 candidate.verdict = self._won_anyway(candidate)
             else:
                 candidate.verdict = self._judge(candidate, decision)
+
+    def _count_own_way(self, candidate: _Candidate) -> None:
+        """Take the agent's own way on for the first outcome behind its action, where the settings allow it."""
+        value, rest = candidate.comparison.agent, candidate.rest
+        if not self.reward_settings.count_own_way or rest is None or candidate.explored.over:
+            return
+        if value.exact is None and (id(value), 0) not in self.asked:
+            self.asked.add((id(value), 0))
+            if not value.has(0):
+                value.add(0, rest.score)
+                self.rewards.observe(value, rest.score)
 
     def _won_anyway(self, candidate: _Candidate) -> StepVerdict:
         self.counts += Counts(num_won_anyway=1)

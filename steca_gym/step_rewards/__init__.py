@@ -10,6 +10,7 @@ from typing import Protocol
 
 from steca_gym.errors import ConfigError
 from steca_gym.step_rewards.estimators import FixedRewards, RacingRewards, RandomRewards, StepRewards
+from steca_gym.step_rewards.mixture import MixtureRacing
 from steca_gym.step_rewards.sequential import Evidence, Race, confidence_sequence
 from steca_gym.step_rewards.settings import StepRewardSettings
 from steca_gym.step_rewards.values import (
@@ -48,7 +49,7 @@ def make_step_rewards(
     ``ties_deviate`` says what the caller makes of a tie, for ``skip_decided``.
     """
     if settings.estimator == "racing":
-        return RacingRewards(settings, delta)
+        return MixtureRacing(settings, delta) if settings.test == "mixture" else RacingRewards(settings, delta)
     if settings.estimator == "random":
         return RandomRewards(settings, delta, seed)
     if settings.estimator == "critic":
@@ -71,6 +72,7 @@ __all__ = [
     "Evidence",
     "FixedRewards",
     "Judge",
+    "MixtureRacing",
     "Race",
     "RacingRewards",
     "RandomRewards",

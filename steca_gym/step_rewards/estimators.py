@@ -50,16 +50,22 @@ class StepRewards(Protocol):
         ...
 
 
+def exact_estimate(value: float) -> Estimate:
+    """A value that is known."""
+    return Estimate(mean=value, low=value, high=value, outcomes=(value,))
+
+
 def _plain_estimate(value: StateValue, count: int, level: float) -> Estimate:
     if value.exact is not None:
-        return Estimate(mean=value.exact, low=value.exact, high=value.exact, outcomes=(value.exact,))
+        return exact_estimate(value.exact)
     outcomes = tuple(value.first(count))
     mean = float(np.mean(outcomes)) if outcomes else 0.5
     low, high = wilson(mean, len(outcomes), level)
     return Estimate(mean=mean, low=low, high=high, outcomes=outcomes)
 
 
-def _broken(comparison: Comparison) -> Decision | None:
+def broken_decision(comparison: Comparison) -> Decision | None:
+    """Undecided, where a state's continuations kept failing."""
     if comparison.expert.broken or comparison.agent.broken:
         return Decision(verdict="undecided", expert=None, agent=None)
     return None
@@ -105,7 +111,7 @@ class FixedRewards:
     def decide(self, comparison: Comparison) -> Decision | None:
         """Compare the means once both states have their N outcomes."""
         n = self._settings.num_samples
-        if (failed := _broken(comparison)) is not None:
+        if (failed := broken_decision(comparison)) is not None:
             return failed
         if comparison.expert.available < n and self._surely_deviated(comparison):
             alone = _plain_estimate(comparison.agent, n, self._settings.level)
@@ -120,7 +126,7 @@ class FixedRewards:
 
 
 class RacingRewards:
-    """Sample pair by pair until the comparison is decided at the stated error rates; see ``sequential``.
+    """Sample pair by pair until the comparison is decided at error rates that hold for every value; see ``sequential``.
 
     The reported intervals are confidence sequences, each valid at its level at any time.
     """
@@ -169,7 +175,7 @@ class RacingRewards:
 
     def decide(self, comparison: Comparison) -> Decision | None:
         """The race's decision; two exact values are compared at once."""
-        if (failed := _broken(comparison)) is not None:
+        if (failed := broken_decision(comparison)) is not None:
             return failed
         if comparison.expert.exact is not None and comparison.agent.exact is not None:
             return FixedRewards(self._settings, self._delta).decide(comparison)

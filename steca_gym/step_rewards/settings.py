@@ -13,6 +13,7 @@ from steca_gym.registry import explain_unknown
 
 EstimatorName = Literal["fixed", "racing", "critic", "judge", "random"]
 Reuse = Literal["state", "history", "none"]
+Test = Literal["mixture", "pairs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,9 @@ class StepRewardSettings:
     skip_decided: bool = False
     """fixed: value the agent's state first, and leave the expert's unsampled where none of its values could change
     the decision (where ties deviate, no success behind the agent's action decides alone)"""
+    test: Test = "mixture"
+    """racing: how the error rates hold. ``mixture``: on average over values like those met so far, which it learns
+    from the outcomes; ``pairs``: for every single pair of values, which costs two to three times the samples"""
     alpha: float = 0.05
     """racing: largest probability of ``deviated`` where the agent's value is not below the expert's plus
     delta"""
@@ -36,6 +40,9 @@ class StepRewardSettings:
     """racing: the drop of success probability that must not be missed"""
     max_samples: int = 20
     """racing: continuations per state; a comparison open at that point is ``undecided``"""
+    count_own_way: bool = False
+    """racing and fixed: the agent's own way on (greedy, as a rule) counts as the first outcome behind its action. No
+    draw at the sampling temperature: the error rates then hold as far as both succeed equally often"""
     curtail: bool = True
     """racing: stop a comparison as soon as its remaining samples cannot decide it; False: use them all up,
     for ``undecided_rule="mean"``"""
@@ -66,9 +73,10 @@ class StepRewardSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
-        for name in ("estimator", "reuse", "same_state"):
+        for name in ("estimator", "test", "reuse", "same_state"):
             known = {
                 "estimator": get_args(EstimatorName),
+                "test": get_args(Test),
                 "reuse": get_args(Reuse),
                 "same_state": ("sample", "tie"),
             }[name]
