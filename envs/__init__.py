@@ -20,5 +20,8 @@ _register("steca/BabyAI-v0", "babyai:make_babyai")
 _register("steca/TextWorld-v0", "textworld:make_textworld")
 _register("steca/ScienceWorld-v0", "scienceworld:make_scienceworld")
 _register("steca/VirtualHome-v0", "virtualhome:make_virtualhome")
+_register("steca/SupportDesk-v0", "support:make_support_desk")
+_register("steca/Gymnasium-v0", "adapters:make_gymnasium")
+_register("steca/OpenEnv-v0", "adapters:make_openenv")
 
 fetchers.register("virtualhome", "steca_gym.envs.virtualhome:fetch")

@@ -1,0 +1,328 @@
+"""Any ``gymnasium.Env`` whose actions are texts or a few named choices, as a text world.
+
+Knows Gymnasium's interface, and how to keep careless environments from the rest of the program. Knows no particular
+environment.
+
+A task is a seed, ``seed/17``: what ``reset(seed=17)`` gives; the episode's own seed changes nothing. States are
+re-entered by replay, unless the environment can be pickled and a trial shows that the copy goes on as the original.
+
+Left out: Box, MultiDiscrete and other action spaces without names; image observations without a ``describe``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import pickle
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import cloudpickle  # type: ignore[import-untyped]
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Discrete, Text
+
+from steca_gym.env import ExpertReach, Outcome, World
+from steca_gym.errors import ConfigError, StecaError, WorldError
+from steca_gym.registry import explain_unknown
+
+from .._optional import global_random_untouched
+from .reading import ADMISSIBLE_KEYS, FIRST_SEED, Reading, checked_counts, resolve, seed_of, seed_tasks
+
+Snapshots = Literal["auto", "replay", "pickle"]
+
+_NUM_SHOWN = 24
+"""names of actions that a refusal lists"""
+
+
+class GymnasiumWorld(World):
+    """A foreign environment behind the contract of ``World``.
+
+    Python's and numpy's global random generators are the world's own while foreign code runs, seeded with the task, and
+    what it prints is swallowed: many environments draw from the one and write to the other.
+
+    Args:
+        env: a Gymnasium id, ``module:Id-v0`` included, or a function that makes the environment.
+        env_kwargs: keywords for ``gymnasium.make`` (with an id only).
+        name: the world's name in fingerprints; empty: the id's, or the class's.
+        reading: how observations, rewards and ends are read.
+        expert: ``expert(env, observation, info)`` returns the next action (a text, or a Discrete number), or None where
+            it has none; it must not change ``env``. A function or ``module:function``.
+        expert_reach: from where the expert can act: ``any`` state, or from the ``start`` only.
+        action_names: for Discrete actions, one text a number; empty: the numbers themselves.
+        check_space: refuse texts that the action space does not hold (length and characters). False: refuse by length
+            only, for environments that declare less than they take.
+        snapshots: ``replay``; ``pickle``: the environment is pickled, and a trial that fails is a ConfigError;
+            ``auto``: pickle where the trial succeeds, else replay.
+        num_train_tasks: seeds in ``train``.
+        num_eval_tasks: seeds in each of ``valid`` and ``test``.
+
+    Raises:
+        ConfigError: spaces that are not covered, names that do not fit, or functions that cannot be imported.
+    """
+
+    version = "1"
+
+    def __init__(
+        self,
+        env: str | Callable[[], gymnasium.Env[Any, Any]],
+        *,
+        env_kwargs: Mapping[str, Any] | None = None,
+        name: str = "",
+        reading: Reading | None = None,
+        expert: Callable[[Any, Any, Mapping[str, Any]], Any] | str | None = None,
+        expert_reach: str = "any",
+        action_names: Sequence[str] = (),
+        check_space: bool = True,
+        snapshots: str = "auto",
+        num_train_tasks: int = 1000,
+        num_eval_tasks: int = 100,
+    ) -> None:
+        """See the class."""
+        for what, value, known in (
+            ("snapshots", snapshots, ("auto", "replay", "pickle")),
+            ("expert_reach", expert_reach, ("any", "start")),
+        ):
+            if value not in known:
+                raise ConfigError(explain_unknown(what, value, known))
+        self._reading = reading or Reading()
+        self._check_space = check_space
+        self._expert = resolve(expert, "expert")
+        self._num_tasks = checked_counts(num_train_tasks, num_eval_tasks)
+        self._make, self._made_of = _maker(env, dict(env_kwargs or {}))
+        self._generators: Any = None
+        self._task_id = self._goal = ""
+        self._observation: Any = None
+        self._info: Mapping[str, Any] = {}
+        self._total = 0.0
+        self._over = True
+        with self._calm():
+            self._env = self._make()
+        self.name = name or (env if isinstance(env, str) else type(self._env.unwrapped).__name__)
+        self._numbers = _action_numbers(self._env.action_space, action_names)
+        reach: ExpertReach = "none" if self._expert is None else "start" if expert_reach == "start" else "any"
+        # What is wrapped decides, and so each instance has its own.
+        self.expert_reach = reach  # type: ignore[misc]
+        self.can_save = False  # type: ignore[misc]
+        if snapshots != "replay":
+            why_not = self._pickling_fails()
+            if why_not and snapshots == "pickle":
+                raise ConfigError(f"snapshots='pickle', but {why_not}; use snapshots='replay'")
+            self.can_save = not why_not  # type: ignore[misc]
+
+    @property
+    def data_hash(self) -> str:
+        """Digest of the id and its keywords, or of what makes the environment."""
+        return hashlib.blake2b(self._made_of.encode(), digest_size=4).hexdigest()
+
+    def splits(self) -> tuple[str, ...]:
+        """``train``, ``valid`` and ``test``: disjoint seeds."""
+        return tuple(FIRST_SEED)
+
+    def task_ids(self, split: str) -> Sequence[str]:
+        """The seeds of a split."""
+        return seed_tasks(split, self._num_tasks[split])
+
+    def start(self, task_id: str, seed: int) -> Outcome:
+        """Reset on the task's seed."""
+        number = seed_of(task_id)
+        self._generators = (number, None)
+        with self._calm():
+            self._observation, self._info = self._env.reset(seed=number)
+            text = self._reading.text(self._observation, self._info)
+        self._task_id, self._total, self._over = task_id, 0.0, False
+        self._goal = self._reading.task_text(self._observation, self._info)
+        if self._goal and self._goal not in " ".join(text.split()):
+            text = f"Your task: {self._goal}\n{text}"
+        return self._reading.outcome(text, self._info, total=0.0, terminated=False, truncated=False)
+
+    def act(self, action: str) -> Outcome:
+        """Step; a text outside of the action space is refused. Raises WorldError where the environment itself fails."""
+        if self._over:
+            raise WorldError("act() after the end of the episode; call start() or load() first")
+        given, refusal = self._translate(action)
+        if refusal:
+            return self._outcome(refusal, False, False, valid=False)
+        try:
+            with self._calm():
+                self._observation, reward, terminated, truncated, self._info = self._env.step(given)
+                text = self._reading.text(self._observation, self._info)
+        except StecaError:
+            raise
+        except Exception as error:
+            self._over = True
+            raise WorldError(f"{self.name} fails on {action[:60]!r}: {type(error).__name__}: {error}") from error
+        self._total += float(reward)
+        self._over = bool(terminated) or bool(truncated)
+        return self._outcome(text, bool(terminated), bool(truncated))
+
+    @property
+    def goal(self) -> str:
+        """The task's text, if the environment or the reading tells one."""
+        return self._goal
+
+    @property
+    def task_type(self) -> str:
+        """What ``info["task_type"]`` says."""
+        return str(self._info.get("task_type", ""))
+
+    def admissible_actions(self) -> tuple[str, ...] | None:
+        """The names of Discrete actions (under ``info["action_mask"]`` if there is one), or what ``info`` lists."""
+        if self._over:
+            return ()
+        if self._numbers is not None:
+            mask = self._info.get("action_mask")
+            return tuple(n for i, n in enumerate(self._numbers) if mask is None or mask[i])
+        listed = next((self._info[key] for key in ADMISSIBLE_KEYS if key in self._info), None)
+        return None if listed is None else tuple(dict.fromkeys(map(str, listed)))
+
+    def expert_action(self) -> str | None:
+        """What the expert that was given says."""
+        if self._expert is None or self._over:
+            return None
+        with self._calm(keep=False):
+            action = self._expert(self._env, self._observation, self._info)
+        if action is None or isinstance(action, str):
+            return action
+        if self._numbers is None:
+            raise WorldError(f"the expert gave a {type(action).__name__}, expected a text or None")
+        return next(name for name, number in self._numbers.items() if number == int(action))
+
+    def save(self) -> Any:
+        """Pickle the environment and the generators; bytes."""
+        state = (
+            self._env,
+            self._generators,
+            self._task_id,
+            self._goal,
+            self._observation,
+            self._info,
+            self._total,
+            self._over,
+        )
+        saved: bytes = cloudpickle.dumps(state, pickle.HIGHEST_PROTOCOL)
+        return saved
+
+    def load(self, token: Any) -> None:
+        """Enter a state of ``save``."""
+        with self._calm(keep=False):
+            state = pickle.loads(token)
+            # A copy may share the window or file of the environment that it was taken from: that one stays open.
+        (self._env, self._generators, self._task_id, self._goal, *rest) = state
+        self._observation, self._info, self._total, self._over = rest
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._over = True
+        with self._calm():
+            self._env.close()
+
+    # -- inside --------------------------------------------------------------------------------------------
+
+    def _outcome(self, text: str, terminated: bool, truncated: bool, valid: bool = True) -> Outcome:
+        # Of a refused action the environment knows nothing: what it said of the step before does not count again.
+        info = self._info if valid else {}
+        return self._reading.outcome(
+            text, info, total=self._total, terminated=terminated, truncated=truncated, valid=valid
+        )
+
+    def _translate(self, action: str) -> tuple[Any, str]:
+        """What the environment's step takes, and the reason of a refusal."""
+        if self._numbers is not None:
+            number = self._numbers.get(" ".join(action[:200].lower().split())) if len(action) <= 200 else None
+            if number is not None:
+                return number, ""
+            shown = ", ".join(list(self._numbers)[:_NUM_SHOWN]) + (", ..." if len(self._numbers) > _NUM_SHOWN else "")
+            return None, f"There is no such action. You can: {shown}."
+        space = self._env.action_space
+        assert isinstance(space, Text)
+        if len(action) > space.max_length:
+            return None, f"That is too long; an action has at most {space.max_length} characters."
+        if self._check_space and not space.contains(action):
+            return None, "That is not an action here: it is too short, or has characters that are not allowed."
+        return action, ""
+
+    @contextlib.contextmanager
+    def _calm(self, *, keep: bool = True) -> Iterator[None]:
+        """Swallow output, and lend the block global random generators of the world's own; ``keep`` what it drew."""
+        with global_random_untouched(), contextlib.redirect_stdout(io.StringIO()):
+            seed, states = self._generators or (0, None)
+            if states is None:
+                random.seed(seed)
+                np.random.seed(seed)
+            else:
+                random.setstate(states[0])
+                np.random.set_state(states[1])
+            yield
+            if keep:
+                self._generators = (seed, (random.getstate(), np.random.get_state()))
+
+    def _pickling_fails(self) -> str:
+        """Why states cannot be saved by pickling, after a trial on two tasks; empty: they can."""
+        rng = np.random.default_rng(0)
+        for task_id in self.task_ids("train")[:2]:
+            try:
+                self.start(task_id, 0)
+                for _ in range(3):
+                    self._trial_step(rng)
+                token, choices = self.save(), rng.bit_generator.state
+                lines = []
+                for reentered in (False, True, True):
+                    rng.bit_generator.state = choices
+                    if reentered:
+                        self.load(token)
+                    lines.append([self._trial_step(rng) for _ in range(6)])
+            except Exception as error:  # noqa: BLE001 - pickling fails in as many ways as there are environments
+                return f"a copy cannot be made ({type(error).__name__}: {str(error)[:120]})"
+            finally:
+                self._over = True
+            if not lines[0] == lines[1] == lines[2]:
+                return "a copy goes on differently than the original"
+        return ""
+
+    def _trial_step(self, rng: np.random.Generator) -> Outcome | None:
+        if self._over:
+            return None
+        action = self.expert_action() if rng.random() < 0.5 else None
+        choices = self.admissible_actions()
+        if action is None and choices:
+            action = choices[int(rng.integers(len(choices)))]
+        # Without any hint the trial is weak: letters may change nothing in the environment.
+        return self.act(action if action is not None else "".join(rng.choice(list("abcdefgh"), 6)))
+
+
+def _maker(
+    env: str | Callable[[], gymnasium.Env[Any, Any]], kwargs: dict[str, Any]
+) -> tuple[Callable[[], gymnasium.Env[Any, Any]], str]:
+    if callable(env):
+        if kwargs:
+            raise ConfigError("env_kwargs go with a Gymnasium id; a function makes the environment by itself")
+        return env, f"{getattr(env, '__module__', '')}.{getattr(env, '__qualname__', type(env).__name__)}"
+
+    def make() -> gymnasium.Env[Any, Any]:
+        try:
+            made: gymnasium.Env[Any, Any] = gymnasium.make(env, disable_env_checker=True, **kwargs)
+        except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
+            raise ConfigError(f"cannot make the Gymnasium environment {env!r}: {error}") from error
+        return made
+
+    return make, f"{env} {json.dumps(kwargs, sort_keys=True, default=str)}"
+
+
+def _action_numbers(space: Any, names: Sequence[str]) -> dict[str, int] | None:
+    """Lower-case name to number for Discrete actions, None for texts; raises ConfigError."""
+    if isinstance(space, Text):
+        if names:
+            raise ConfigError("action_names go with Discrete actions; this environment takes texts")
+        return None
+    if not isinstance(space, Discrete):
+        raise ConfigError(
+            f"action space {type(space).__name__} is not covered; expected Text, or Discrete with action_names"
+        )
+    chosen = [" ".join(n.lower().split()) for n in names] or [str(i) for i in range(int(space.n))]
+    if len(chosen) != int(space.n) or len(set(chosen)) < len(chosen) or not all(chosen):
+        raise ConfigError(f"action_names must be {int(space.n)} different texts, got {list(names)!r:.200}")
+    return {name: int(space.start) + index for index, name in enumerate(chosen)}
