@@ -81,6 +81,10 @@ def _storage_errors() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code, and prints one line on the error stream for each known error."""
     args = list(sys.argv[1:] if argv is None else argv)
+    # A module beside the user, named as `module:id` or `_target_`, is found as with `python -m`; behind everything
+    # installed.
+    if "" not in sys.path:
+        sys.path.append("")
     try:
         with _storage_errors():
             return _dispatch(args)
@@ -100,6 +104,7 @@ def _dispatch(args: list[str]) -> int:
     if command == "--version":
         print(f"steca-gym {__version__}")
         return 0
+    _find_users_modules(rest)
     if command in _STOPS:
         return _hydra(command, rest)
     if command in ("demo", "compare"):
@@ -191,9 +196,8 @@ def explain_overrides(args: Sequence[str]) -> None:
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
-    config_dirs = [b for a, b in itertools.pairwise(args) if a in ("--config-dir", "-cd")]
-    config_dirs += [a.partition("=")[2] for a in args if a.startswith("--config-dir=")]
-    skip = set(config_dirs) | {b for a, b in itertools.pairwise(args) if a == "--config-dir"}
+    config_dirs = _config_dirs(args)
+    skip = {b for a, b in itertools.pairwise(args) if a in _CONFIG_DIR}
     texts = [a for a in args if not a.startswith("-") and a not in skip]
     for folder in config_dirs:
         if not Path(folder).is_dir():
@@ -218,13 +222,34 @@ def explain_overrides(args: Sequence[str]) -> None:
     try:
         from hydra import compose, initialize_config_module
 
-        search = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).resolve()) for d in config_dirs)}]"]
         with initialize_config_module("steca_gym.conf", version_base="1.3"):
-            compose("config", overrides=single + (search if config_dirs else []))
+            compose("config", overrides=single + _search_path(config_dirs))
     except (HydraException, OmegaConfBaseException) as error:
         raise errors.ConfigError(_compose_message(str(error), single, config_dirs)) from error
     finally:
         GlobalHydra.instance().clear()
+
+
+_CONFIG_DIR = ("--config-dir", "-cd")
+
+
+def _config_dirs(args: Sequence[str]) -> list[str]:
+    """The user's own folders of configurations."""
+    given = [b for a, b in itertools.pairwise(args) if a in _CONFIG_DIR]
+    return given + [a.partition("=")[2] for a in args if a.startswith("--config-dir=")]
+
+
+def _search_path(config_dirs: Sequence[str]) -> list[str]:
+    """The override that lets Hydra find them."""
+    places = ",".join("file://" + str(Path(d).resolve()) for d in config_dirs)
+    return [f"hydra.searchpath=[{places}]"] if config_dirs else []
+
+
+def _find_users_modules(args: Sequence[str]) -> None:
+    """Let a module in the user's folder of configurations be found as well; behind everything installed."""
+    for folder in (str(Path(d).resolve()) for d in _config_dirs(args)):
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def _choices(override: Any) -> list[str]:
@@ -332,31 +357,29 @@ def _check_env(args: list[str]) -> int:
     """Run the conformance kit on an environment of the configuration, or on any Gymnasium id."""
     import functools
 
+    from omegaconf import OmegaConf
     from rich.console import Console
 
     from steca_gym.compare import compose
     from steca_gym.run import make_env
     from steca_gym.testing import check_text_env
 
-    if not args or "=" in args[0] or args[0].startswith("-"):
+    config_dirs = _config_dirs(args)
+    pairs = {b for a, b in itertools.pairwise(args) if a in _CONFIG_DIR}
+    plain = [a for a in args if not a.startswith("-") and a not in pairs]
+    if not plain or "=" in plain[0]:
         raise errors.ConfigError("check-env needs an id first, e.g. `steca check-env household`; `steca --help`")
-    name, overrides = args[0], args[1:]
-    # A module beside the user, named as `module:id`, is found as with `python -m`; behind everything installed.
-    if "" not in sys.path:
-        sys.path.append("")
+    name, overrides = plain[0], plain[1:]
     settings: dict[str, Any]
     if "/" in name or ":" in name or "-v" in name:
-        from omegaconf import OmegaConf
-
         kwargs = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
         assert isinstance(kwargs, dict)
         split = kwargs.pop("split", None)
         settings = {"id": name, "kwargs": kwargs}
     else:
-        from omegaconf import OmegaConf
-
-        explain_overrides([f"env={name}", *overrides])
-        loaded = OmegaConf.to_container(compose([f"env={name}", *overrides]).env, resolve=True)
+        explain_overrides([f"env={name}", *overrides, *(f"--config-dir={d}" for d in config_dirs)])
+        composed = compose([f"env={name}", *overrides, *_search_path(config_dirs)])
+        loaded = OmegaConf.to_container(composed.env, resolve=True)
         assert isinstance(loaded, dict)
         settings = {"id": loaded["id"], "kwargs": loaded["kwargs"]}
         split = loaded["train_split"]

@@ -171,13 +171,11 @@ class GymnasiumWorld(World):
 
     def admissible_actions(self) -> tuple[str, ...] | None:
         """The names of Discrete actions (under ``info["action_mask"]`` if there is one), or what ``info`` lists."""
-        if self._over:
-            return ()
-        if self._numbers is not None:
+        if self._numbers is not None and not self._over:
             mask = self._info.get("action_mask")
             return tuple(n for i, n in enumerate(self._numbers) if mask is None or mask[i])
-        listed = next((self._info[key] for key in ADMISSIBLE_KEYS if key in self._info), None)
-        return None if listed is None else tuple(dict.fromkeys(map(str, listed)))
+        listed = () if self._numbers else next((self._info[key] for key in ADMISSIBLE_KEYS if key in self._info), None)
+        return None if listed is None else () if self._over else tuple(dict.fromkeys(map(str, listed)))
 
     def expert_action(self) -> str | None:
         """What the expert that was given says."""

@@ -93,6 +93,7 @@ class OpenEnvWorld(World):
         self._reading = reading or Reading()
         self._timeout_s = timeout_s
         self._num_tasks = checked_counts(num_train_tasks, num_eval_tasks)
+        self._connection = contextlib.ExitStack()
         self._session: Any = None
         self._goal = ""
         self._observation: Any = None
@@ -160,10 +161,8 @@ class OpenEnvWorld(World):
 
     def admissible_actions(self) -> tuple[str, ...] | None:
         """What the observation lists, if it does."""
-        if self._over:
-            return ()
         listed = next((self._info[key] for key in ADMISSIBLE_KEYS if key in self._info), None)
-        return None if listed is None else tuple(dict.fromkeys(map(str, listed)))
+        return None if listed is None else () if self._over else tuple(dict.fromkeys(map(str, listed)))
 
     def close(self) -> None:
         """End the session."""
@@ -197,9 +196,10 @@ class OpenEnvWorld(World):
             if self._session is None:
                 # Proxies of the environment are for servers elsewhere.
                 proxy: dict[str, Any] = {"proxy": None} if self._local else {}
-                self._session = self._connect(
+                connecting = self._connect(
                     self._url, open_timeout=self._timeout_s, max_size=_MAX_MESSAGE_BYTES, **proxy
                 )
+                self._session = self._connection.enter_context(connecting)
             self._session.send(json.dumps(message))
             answer = json.loads(self._session.recv(timeout=self._timeout_s))
         except Exception as error:  # closed, refused, timed out, not a WebSocket server: the session is lost either way
@@ -215,9 +215,8 @@ class OpenEnvWorld(World):
         return "", data
 
     def _hang_up(self) -> None:
-        if self._session is not None:
-            with contextlib.suppress(Exception):
-                self._session.close()
+        with contextlib.suppress(Exception):
+            self._connection.close()
         self._session = None
 
 
