@@ -53,6 +53,11 @@ class _Job:
     num_reused: int = -1
     reading: tuple[int, tuple[int, ...]] | None = None
     """key of the first block that this row reads for all"""
+    is_running: bool = False
+
+
+def _blocks_of(chosen: tuple[_Job, int]) -> list[int]:
+    return chosen[0].blocks
 
 
 class BlockEngine:
@@ -214,7 +219,7 @@ class BlockEngine:
         chosen: list[tuple[_Job, int]] = []
         budget = self.max_pass_tokens - len(self._running)
         for job in list(self._running):
-            if job not in self._running:
+            if not job.is_running:
                 continue  # sent back to wait by an earlier row that needed its blocks
             missing = len(job.tokens) - job.num_stored
             count = min(missing, budget + 1)
@@ -222,7 +227,9 @@ class BlockEngine:
                 continue
             budget -= count - 1
             chosen.append((job, count))
-        chosen = [(job, count) for job, count in chosen if job in self._running]
+        chosen = [(job, count) for job, count in chosen if job.is_running]
+        # Rows that share blocks stand side by side: what one has just read from memory is still near for the next.
+        chosen.sort(key=_blocks_of)
         if not chosen:
             raise AgentError("no row can go on: the cache is too small; give more kv_cache_gib")
         before = time.perf_counter()
@@ -251,6 +258,7 @@ class BlockEngine:
                 num_said += 1
             if stopped or num_said >= job.row.max_new_tokens:
                 self._running.remove(job)
+                job.is_running = False
                 self._kept[job.key] = job
                 ended.append(
                     (
@@ -323,6 +331,7 @@ class BlockEngine:
         if job.num_reused < 0:
             job.num_reused = min(num_stored, len(job.row.prompt))
         self._running.append(job)
+        job.is_running = True
 
     def _drop_kept(self, key: str) -> None:
         kept = self._kept.pop(key, None)
@@ -354,6 +363,7 @@ class BlockEngine:
 
     def _leave(self, job: _Job) -> None:
         self._running.remove(job)
+        job.is_running = False
         self.table.give_back(job.blocks)
         job.blocks, job.num_stored, job.num_noted = [], 0, 0
         self._done_reading(job)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -216,13 +217,15 @@ class RaggedModel:
             past: how many tokens of each row are stored.
             tables: each row's blocks, enough for stored and new tokens.
         """
-        count = np.fromiter((len(row) for row in tokens), np.int32, len(tokens))
+        count = np.fromiter(map(len, tokens), np.int32, len(tokens))
         behind = np.cumsum(count, dtype=np.int32)
         stored = np.asarray(past, np.int32)
-        padded = np.zeros((len(tables), max(len(table) for table in tables)), np.int32)
-        for index, table in enumerate(tables):
-            padded[index, : len(table)] = table
-        flat = np.fromiter((token for row in tokens for token in row), np.int64, int(behind[-1]))
+        widths = np.fromiter(map(len, tables), np.int32, len(tables))
+        padded = np.zeros((len(tables), int(widths.max())), np.int32)
+        padded[np.arange(padded.shape[1]) < widths[:, None]] = np.fromiter(
+            chain.from_iterable(tables), np.int32, int(widths.sum())
+        )
+        flat = np.fromiter(chain.from_iterable(tokens), np.int64, int(behind[-1]))
         first = behind - count
         positions = np.arange(len(flat), dtype=np.int64) + np.repeat(stored - first, count)
         rows = Pass(pool=self.pool, tables=padded, first=first, count=count, past=stored)

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="untyped-decorator"
 """Drawing tokens so that an episode's seed decides, whatever else is in the batch.
 
 Knows logits and one uniform number per row. Knows no model and no cache.
@@ -8,8 +9,11 @@ cumulative distribution at its number. No generator is shared, so batches may ch
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numba import njit
 
 _BLOCK = 256
 _MASK = (1 << 64) - 1
@@ -27,12 +31,19 @@ def uniforms(seed: int, turn: int, count: int) -> np.ndarray[tuple[int], np.dtyp
     """Numbers in [0, 1) of a turn's positions: float64, shape (count,); the same whatever ``count`` is."""
     # Odd multipliers keep small seeds and turns apart before they are mixed.
     start = _mix((seed * 0xD1342543DE82EF95 + (turn + 1) * 0x9E3779B97F4A7C15) & _MASK)
-    with np.errstate(over="ignore"):
-        z = np.uint64(start) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    numbers = np.empty(count)
+    _fill(np.uint64(start), numbers)
+    return numbers
+
+
+@njit(cache=True)
+def _fill(start: Any, out: Any) -> None:
+    for i in range(out.shape[0]):
+        z = start + np.uint64(i + 1) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
-    return np.asarray((z >> np.uint64(11)).astype(np.float64) / float(1 << 53))
+        out[i] = np.float64(z >> np.uint64(11)) / np.float64(1 << 53)
 
 
 def draw(
