@@ -14,15 +14,47 @@ from steca_gym.errors import AgentError
 from steca_gym.trajectory import Trajectory
 
 
-class ExpertAgent:
-    """Does what the world's expert would do, with the expert's reason as the thought."""
+class _AtOnce:
+    """An agent that needs no time: as a streaming one it lets the worlds that are done go on without the others."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, Turn | Exception] = {}
+
+    def _turn(self, request: TurnRequest) -> Turn:
+        raise NotImplementedError
+
+    def act(self, requests: Sequence[TurnRequest]) -> list[Turn]:
+        """Answer each request; raises AgentError for one that cannot be answered."""
+        return [self._turn(request) for request in requests]
+
+    def submit(self, requests: Sequence[TurnRequest]) -> None:
+        """Answer each request; an AgentError takes the place of its turn."""
+        for request in requests:
+            try:
+                self._answers[request.episode_id] = self._turn(request)
+            except AgentError as error:
+                self._answers[request.episode_id] = error
+
+    def poll(self) -> list[tuple[str, Turn | Exception]]:
+        """All answers since the last time."""
+        answers = list(self._answers.items())
+        self._answers.clear()
+        return answers
+
+    def release(self, episode_ids: Iterable[str]) -> None:
+        """Forget answers that nobody fetched."""
+        for episode_id in episode_ids:
+            self._answers.pop(episode_id, None)
+
+
+class ExpertAgent(_AtOnce):
+    """Does what the world's expert would do, with the expert's reason as the thought.
+
+    Where the world has no expert action from here, the episode fails with an AgentError.
+    """
 
     name = "expert"
     needs: frozenset[Need] = frozenset({"expert_action"})
-
-    def act(self, requests: Sequence[TurnRequest]) -> list[Turn]:
-        """Answer with the expert's action; raises AgentError where the world has none from here."""
-        return [self._turn(request) for request in requests]
 
     def _turn(self, request: TurnRequest) -> Turn:
         if request.expert_action is None:
@@ -32,19 +64,15 @@ class ExpertAgent:
             )
         return Turn(text=render_turn(request.expert_thought, request.expert_action))
 
-    def release(self, episode_ids: Iterable[str]) -> None:
-        """Nothing is kept."""
 
+class RandomAgent(_AtOnce):
+    """Draws one of the admissible actions, each alike; the episode's seed and the turn decide.
 
-class RandomAgent:
-    """Draws one of the admissible actions, each alike; the episode's seed and the turn decide."""
+    Where the world lists none, the episode fails with an AgentError.
+    """
 
     name = "random"
     needs: frozenset[Need] = frozenset({"admissible_actions"})
-
-    def act(self, requests: Sequence[TurnRequest]) -> list[Turn]:
-        """Answer with a random admissible action; raises AgentError where the world cannot list them."""
-        return [self._turn(request) for request in requests]
 
     def _turn(self, request: TurnRequest) -> Turn:
         actions = request.admissible_actions
@@ -56,13 +84,11 @@ class RandomAgent:
         rng = np.random.default_rng([request.seed & 0xFFFFFFFFFFFFFFFF, request.turn])
         return Turn(text=render_turn("", actions[int(rng.integers(len(actions)))]))
 
-    def release(self, episode_ids: Iterable[str]) -> None:
-        """Nothing is kept."""
 
-
-class ReplayAgent:
+class ReplayAgent(_AtOnce):
     """Repeats recorded turns, to the id where ids were recorded.
 
+    Where nothing (more) was recorded, the episode fails with an AgentError.
     The first observation (and the seed, where it was recorded) decides which recording is followed, the turn
     which step of it.
 
@@ -75,6 +101,7 @@ class ReplayAgent:
 
     def __init__(self, trajectories: Iterable[Trajectory]) -> None:
         """See the class."""
+        super().__init__()
         self._by_seed: dict[tuple[str, int], Trajectory] = {}
         self._by_text: dict[str, Trajectory] = {}
         for trajectory in trajectories:
@@ -95,10 +122,6 @@ class ReplayAgent:
             for first, said in actions.items()
         )
 
-    def act(self, requests: Sequence[TurnRequest]) -> list[Turn]:
-        """Answer with the recorded turn; raises AgentError when nothing (more) was recorded."""
-        return [self._turn(request) for request in requests]
-
     def _turn(self, request: TurnRequest) -> Turn:
         # Turn t stands behind 2t messages of its own: the first observation is found without the prompt.
         place = len(request.messages) - 1 - 2 * request.turn
@@ -114,6 +137,3 @@ class ReplayAgent:
         step = recording.steps[request.turn]
         ids = step.token_ids
         return Turn(text=step.turn_text(), token_ids=ids, num_sampled_tokens=0 if ids is None else len(ids))
-
-    def release(self, episode_ids: Iterable[str]) -> None:
-        """Nothing is kept."""

@@ -175,6 +175,23 @@ def test_an_agent_that_breaks_on_one_request_ends_that_episode_only(kind):
     assert episodes[2].trajectory.error == "AgentError: no idea"
 
 
+def test_an_agent_that_needs_no_time_fails_where_the_world_tells_it_nothing():
+    class Secretive(type(corridor()().world)):
+        def admissible_actions(self):
+            return super().admissible_actions() if self._length < 3 else None
+
+    def make():
+        env = corridor()()
+        env.world = Secretive()
+        return env
+
+    agent = RandomAgent()
+    episodes = Collector(make, agent).run(requests(5))
+    assert [e.trajectory.ended == "failed" for e in episodes] == [False, False, True, True, True]
+    assert episodes[2].trajectory.error.startswith("AgentError: no admissible actions at turn 0 (got None)")
+    assert agent.poll() == []
+
+
 def test_an_unknown_task_is_data_too():
     episode = Collector(corridor(), ExpertAgent()).run([EpisodeRequest(task_id="nowhere", seed=0)])[0]
     assert episode.trajectory.ended == "failed" and "no task 'nowhere'" in episode.trajectory.error
