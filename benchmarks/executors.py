@@ -3,6 +3,7 @@
     ALFWORLD_DATA=... python benchmarks/executors.py --games FOLDER --draw     # draw the games, untimed, and keep them
     ALFWORLD_DATA=... python benchmarks/executors.py --games FOLDER            # the tables
     python benchmarks/executors.py --part overhead                             # the framework's own time a step
+    python benchmarks/executors.py --part overhead --num-workers 0             # in this process only
 
 Both ways play the same episodes by the same collector; an agent repeats drawn actions at once, so that only the worlds
 and the framework take time. Workers, interpreters and Java processes are started by an untimed run before.
@@ -21,11 +22,12 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from steca_gym.agents.scripted import RandomAgent, ReplayAgent
 
 from steca_gym.agent import Need, Turn, TurnRequest
-from steca_gym.collectors import Collector, EpisodeRequest, Executor, InProcess, Processes
+from steca_gym.collectors import Collector, EpisodeRequest
 from steca_gym.compare import compose
 from steca_gym.env import Outcome, TextEnv, World
 from steca_gym.run import make_env
@@ -33,6 +35,9 @@ from steca_gym.trajectory import Trajectory, read_jsonl, write_jsonl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _machine import machine_line  # noqa: E402
+
+if TYPE_CHECKING:  # with --num-workers 0 the overhead of commits before the executors can be measured, too
+    from steca_gym.collectors import Executor
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ def draw(case: Case, path: Path) -> None:
 
 def measure(case: Case, games: Sequence[Trajectory], num_workers: int, repeats: int) -> str:
     """One line of the table."""
+    from steca_gym.collectors import InProcess, Processes
+
     make = factory(case)
     asked = [EpisodeRequest(task_id=game.task_id, seed=game.seed, max_agent_turns=len(game.steps)) for game in games]
     ways: list[Executor] = [InProcess(), Processes(num_workers=num_workers)]
@@ -193,8 +200,7 @@ def collected(horizon: int, num_episodes: int, capture: bool, executor: Executor
     """Microseconds a step through the collector."""
     make = functools.partial(still, horizon)
     asked = [EpisodeRequest(task_id="still", seed=seed, capture=capture) for seed in range(num_episodes)]
-    # Commits before the executors have no such argument: the script measures them, too.
-    more = {} if executor is None else {"executor": executor}
+    more: dict[str, Any] = {} if executor is None else {"executor": executor}
     collector = Collector(make, Waiting(), num_envs=64, **more)
     if executor is not None:
         collector.run(asked[:64])
@@ -205,29 +211,23 @@ def collected(horizon: int, num_episodes: int, capture: bool, executor: Executor
 
 def overhead(repeats: int, num_workers: int) -> list[str]:
     """The framework's own time a step, from a world and an agent that take none."""
-    lines = [
-        "| episode | bare TextEnv loop | collector adds | with a fork before every step | with "
-        f"{num_workers} workers |",
-        "|---|---|---|---|---|",
-    ]
-    executor = Processes(num_workers=num_workers) if num_workers else None
+    head = "| episode | bare TextEnv loop | collector adds | with a fork before every step |"
+    executor: Executor | None = None
+    if num_workers:
+        from steca_gym.collectors import Processes
+
+        executor = Processes(num_workers=num_workers)
+        head += f" with {num_workers} workers |"
+    lines = [head, "|---" * (head.count("|") - 1) + "|"]
     for horizon in (12, 40):
         num = 4800 // horizon
-        runs = []
+        runs: list[list[float]] = []
         for _ in range(repeats):
             bare = bare_loop(horizon, num)
-            runs.append(
-                (
-                    bare,
-                    collected(horizon, num, False, None) - bare,
-                    collected(horizon, num, True, None) - bare,
-                    collected(horizon, num, False, executor) - bare if executor is not None else float("nan"),
-                )
-            )
+            ways = [(False, None), (True, None)] + ([(False, executor)] if executor is not None else [])
+            runs.append([bare, *(collected(horizon, num, capture, way) - bare for capture, way in ways)])
         medians = [statistics.median(column) for column in zip(*runs, strict=True)]
-        lines.append(
-            f"| {horizon} steps | {medians[0]:.1f} us | {medians[1]:.1f} us | {medians[2]:.1f} us | {medians[3]:.0f} us |"
-        )
+        lines.append(f"| {horizon} steps | " + " | ".join(f"{median:.1f} us" for median in medians) + " |")
     if executor is not None:
         executor.close()
     return lines
