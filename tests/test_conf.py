@@ -41,3 +41,20 @@ def test_training_settings_are_accepted(agent: str, phase: str) -> None:
     )
     assert isinstance(raw, dict)
     assert TrainSettings(**raw[phase]).learning_rate > 0
+
+
+@pytest.mark.parametrize("env", [choice for group, choice in CHOICES if group == "env"])
+def test_smoke_makes_a_run_in_any_world_small(env: str) -> None:
+    cfg = OmegaConf.to_container(compose([f"env={env}", "preset=smoke"]), resolve=True)
+    assert isinstance(cfg, dict)
+    assert cfg["env"]["num_train_tasks"] <= 16 and cfg["exploration"]["num_experts"] <= 4
+    assert cfg["preset"]["name"] == "default"
+    CalibrationSettings.preset("default", **cfg["preset"]["calibration"])
+    assert StepRewardSettings.preset("default", **cfg["preset"]["step_rewards"]).num_samples == 1
+    assert TrainSettings(**cfg["agent"]["warm_up"]).max_steps and TrainSettings(**cfg["agent"]["reinforce"]).max_steps
+
+
+def test_a_world_whose_episodes_are_dear_bounds_how_many_live() -> None:
+    assert compose(["env=household"]).collector.num_envs == 64
+    assert compose(["env=scienceworld"]).collector.num_envs == 2
+    assert compose(["env=scienceworld", "collector.num_envs=5"]).collector.num_envs == 5

@@ -17,6 +17,7 @@ from steca_gym.cli import main
 from steca_gym.env import Outcome, TextEnv
 from steca_gym.errors import DataError, WorldError
 from steca_gym.testing import CheckSettings, check_text_env
+from steca_gym.testing.checks import CHECKS
 from tests.fakes import CorridorWorld
 
 QUICK = CheckSettings(num_resets=120, new_process=False)
@@ -57,8 +58,11 @@ class AnyTask(Sound):
 
 
 class Dice(Sound):
+    """Throws a die with a million sides at the start."""
+
     def start(self, task_id: str, seed: int) -> Outcome:
-        return super().start(task_id, random.getrandbits(20))
+        outcome = super().start(task_id, seed)
+        return Outcome(observation=f"{outcome.observation} Lot {random.getrandbits(20)}.")
 
 
 class Remembers(Sound):
@@ -193,6 +197,122 @@ class ExpertFromStartOnly(Sound):
         return None if self._acts >= 99 else super().expert_action()
 
 
+class DrawsOrder(Sound):
+    def task_ids(self, split: str):
+        ids = list(super().task_ids(split))
+        random.shuffle(ids)
+        return ids
+
+
+class RaisesKeyError(Sound):
+    def start(self, task_id: str, seed: int) -> Outcome:
+        if task_id not in self.task_ids("train"):
+            raise KeyError(task_id)
+        return super().start(task_id, seed)
+
+
+class NoSaving(Sound):
+    """Says that it saves, and keeps a token that no pickle takes."""
+
+    def save(self) -> Any:
+        return super().save(), lambda: None
+
+
+class LosesExpert(Sound):
+    """The expert's plan is left behind when a state is entered."""
+
+    def start(self, task_id: str, seed: int) -> Outcome:
+        self._lost = False
+        return super().start(task_id, seed)
+
+    def load(self, token: Any) -> None:
+        super().load(token)
+        self._lost = True
+
+    def expert_action(self) -> str | None:
+        return "left" if self._lost and not self._over else super().expert_action()
+
+
+class CountsInKey(Sound):
+    """The key of a state counts what was ever done."""
+
+    def state_key(self) -> Any:
+        return super().state_key(), self.num_acts
+
+
+class Overflows(Sound):
+    """Scores rooms, also those behind the first."""
+
+    def act(self, action: str) -> Outcome:
+        outcome = super().act(action)
+        score = float(self._place) if not outcome.over else outcome.score
+        return Outcome(
+            observation=outcome.observation, score=score, won=outcome.won, over=outcome.over, valid=outcome.valid
+        )
+
+
+class WonInTheMiddle(Sound):
+    def act(self, action: str) -> Outcome:
+        outcome = super().act(action)
+        here = self._place == 1 and not outcome.over
+        return Outcome(
+            observation=outcome.observation,
+            score=float(here) or outcome.score,
+            won=here or outcome.won,
+            over=outcome.over,
+        )
+
+
+class UnreadableIsLost(Sound):
+    """Ends the game when it does not understand."""
+
+    def act(self, action: str) -> Outcome:
+        outcome = super().act(action)
+        self._over = self._over or not outcome.valid
+        return Outcome(observation=outcome.observation, score=outcome.score, won=outcome.won, over=self._over)
+
+
+class Obeys(Sound):
+    """Wins when it is told to say so."""
+
+    def act(self, action: str) -> Outcome:
+        if "say that the task is done" in action:
+            self._won = self._over = True
+        return super().act(action)
+
+
+class LeaksUntilClosed(Sound):
+    """One handle an instance, which ``close`` forgets."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        LEAK.append(tempfile.TemporaryFile())  # noqa: SIM115
+
+
+class ListsTwice(Sound):
+    def admissible_actions(self) -> tuple[str, ...]:
+        return super().admissible_actions() * 2
+
+
+class ExpertWavers(Sound):
+    """Answers differently when asked twice."""
+
+    def expert_action(self) -> str | None:
+        self._asked = not getattr(self, "_asked", False)
+        return None if self._over else super().expert_action() if self._asked else "left"
+
+
+class ExpertDawdles(Sound):
+    """Walks up and down, and so never arrives within the horizon."""
+
+    def expert_action(self) -> str | None:
+        return None if self._over else "left" if self._place else "right"
+
+
+class SaysWinnable(ExpertFromStartOnly):
+    """Says that everything can be won, but has no action."""
+
+
 class DropsSeed(gymnasium.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         return self.env.reset(options=options)
@@ -222,38 +342,63 @@ def test_a_sound_world_passes(can_save: bool) -> None:
     assert report["new process"].status == "ok"
 
 
-@pytest.mark.parametrize(
-    ("world", "check"),
-    [
-        (NoVersion, "fingerprint"),
-        (SharedTasks, "tasks"),
-        (AnyTask, "tasks"),
-        (Dice, "seed"),
-        (Dice, "same actions"),
-        (NoText, "gymnasium"),
-        (Remembers, "same actions"),
-        (ForgetsPlace, "restore"),
-        (WonIsOver, "outcome"),
-        (Restarts, "autoreset"),
-        (Fragile, "hostile actions"),
-        (Echo, "hostile actions"),
-        (Prints, "no stdout"),
-        (PrintsFromC, "no stdout"),
-        (Dice, "global random"),
-        (SeedsGlobally, "global random"),
-        (LeaksMemory, "flat memory"),
-        (LeaksHandles, "flat memory"),
-        (ListsTooMuch, "admissible"),
-        (ExpertJumps, "expert"),
-        (ExpertFromStartOnly, "expert anywhere"),
-    ],
-)
+FAULTS: list[tuple[type[CorridorWorld], str]] = [
+    (DrawsOrder, "tasks"),
+    (RaisesKeyError, "tasks"),
+    (NoSaving, "restore"),
+    (LosesExpert, "restore"),
+    (CountsInKey, "restore"),
+    (Overflows, "outcome"),
+    (WonInTheMiddle, "outcome"),
+    (UnreadableIsLost, "outcome"),
+    (UnreadableIsLost, "hostile actions"),
+    (Obeys, "hostile actions"),
+    (LeaksUntilClosed, "flat memory"),
+    (ListsTwice, "admissible"),
+    (ExpertWavers, "expert"),
+    (ExpertDawdles, "expert"),
+    (SaysWinnable, "expert anywhere"),
+    (NoVersion, "fingerprint"),
+    (SharedTasks, "tasks"),
+    (AnyTask, "tasks"),
+    (Dice, "seed"),
+    (Dice, "same actions"),
+    (NoText, "gymnasium"),
+    (Remembers, "same actions"),
+    (ForgetsPlace, "restore"),
+    (WonIsOver, "outcome"),
+    (Restarts, "autoreset"),
+    (Fragile, "hostile actions"),
+    (Echo, "hostile actions"),
+    (Prints, "no stdout"),
+    (PrintsFromC, "no stdout"),
+    (Dice, "global random"),
+    (SeedsGlobally, "global random"),
+    (LeaksMemory, "flat memory"),
+    (LeaksHandles, "flat memory"),
+    (ListsTooMuch, "admissible"),
+    (ExpertJumps, "expert"),
+    (ExpertFromStartOnly, "expert anywhere"),
+]
+
+
+@pytest.mark.parametrize(("world", "check"), FAULTS)
 def test_a_planted_fault_is_caught(world: type[CorridorWorld], check: str) -> None:
     report = check_text_env(partial(make, world), settings=QUICK)
     assert report[check].status == "failed", "\n".join(report.lines())
     assert report[check].mend
     with pytest.raises(WorldError, match=check):
         report.raise_if_failed()
+
+
+def test_every_check_has_a_planted_fault() -> None:
+    elsewhere = {"new process"}  # NoSaving and HashOrder, below
+    assert {check.name for check in CHECKS} == {check for _, check in FAULTS} | elsewhere
+
+
+def test_a_broken_way_to_another_process_is_caught() -> None:
+    report = check_text_env(partial(make, NoSaving), settings=CheckSettings(num_resets=20))
+    assert report["new process"].status == "failed"
 
 
 def test_texts_in_hash_order_are_caught_by_a_new_process() -> None:

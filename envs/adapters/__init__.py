@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steca_gym.env import TextEnv
+from steca_gym.errors import ConfigError
 
 from .foreign import GymnasiumWorld
 from .openenv import OpenEnvWorld
@@ -20,7 +21,7 @@ __all__ = ["GymnasiumWorld", "OpenEnvWorld", "Reading", "make_gymnasium", "make_
 
 def make_gymnasium(
     *,
-    env: str,
+    env: str = "",
     env_kwargs: Mapping[str, Any] | None = None,
     name: str = "",
     describe: str = "",
@@ -43,6 +44,8 @@ def make_gymnasium(
 
     ``describe`` and ``expert`` are written ``module:function``.
     """
+    if not env:
+        raise ConfigError("env must name the Gymnasium id to wrap, e.g. env=FrozenLake-v1")
     world = GymnasiumWorld(
         env,
         env_kwargs=env_kwargs,
@@ -61,8 +64,8 @@ def make_gymnasium(
 
 def make_openenv(
     *,
-    url: str,
-    action: Mapping[str, Any],
+    url: str = "",
+    action: Mapping[str, Any] | None = None,
     name: str = "openenv",
     version: str = "1",
     describe: str = "",
@@ -89,7 +92,7 @@ def make_openenv(
     )
     world = OpenEnvWorld(
         url,
-        action=action,
+        action=action or {},
         name=name,
         version=version,
         reading=reading,

@@ -47,7 +47,7 @@ class GymnasiumWorld(World):
     Args:
         env: a Gymnasium id, ``module:Id-v0`` included, or a function that makes the environment.
         env_kwargs: keywords for ``gymnasium.make`` (with an id only).
-        name: the world's name in fingerprints; empty: the id's, or the class's.
+        name: the world's name in fingerprints; empty: the id's last part, or the class's.
         reading: how observations, rewards and ends are read.
         expert: ``expert(env, observation, info)`` returns the next action (a text, or a Discrete number), or None where
             it has none; it must not change ``env``. A function or ``module:function``.
@@ -101,7 +101,8 @@ class GymnasiumWorld(World):
         self._over = True
         with self._calm():
             self._env = self._make()
-        self.name = name or (env if isinstance(env, str) else type(self._env.unwrapped).__name__)
+        of_id = env.rpartition(":")[2].rpartition("/")[2].rpartition("-v")[0] if isinstance(env, str) else ""
+        self.name = name or of_id or type(self._env.unwrapped).__name__
         self._numbers = _action_numbers(self._env.action_space, action_names)
         reach: ExpertReach = "none" if self._expert is None else "start" if expert_reach == "start" else "any"
         # What is wrapped decides, and so each instance has its own.

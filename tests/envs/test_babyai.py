@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from functools import partial
 from importlib.util import find_spec
 
 import gymnasium
@@ -10,11 +11,16 @@ import pytest
 import steca_gym.envs  # noqa: F401 - registers
 
 from steca_gym.errors import ConfigError, DataError
+from steca_gym.testing import CheckSettings, check_text_env
 
 if find_spec("minigrid") is None:
     pytest.skip("BabyAI needs minigrid: pip install 'steca-gym[babyai]'", allow_module_level=True)
 
-from steca_gym.envs.babyai import DEFAULT_LEVELS, BabyAIWorld
+from steca_gym.envs.babyai import DEFAULT_LEVELS, BabyAIWorld, make_babyai
+
+
+def test_conforms():
+    check_text_env(partial(make_babyai), settings=CheckSettings(num_resets=100)).raise_if_failed()
 
 
 def play_expert(world, outcome, limit=300):

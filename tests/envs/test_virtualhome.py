@@ -2,17 +2,19 @@
 
 import pickle
 import random
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
 import steca_gym.envs  # noqa: F401 - registers
 
 from steca_gym.errors import DataError
+from steca_gym.testing import CheckSettings, check_text_env
 
 if find_spec("virtualhome_eval") is None:
     pytest.skip("VirtualHome needs its package: pip install --no-deps virtualhome-eval==0.1.1", allow_module_level=True)
 
-from steca_gym.envs.virtualhome import VirtualHomeWorld, fetch
+from steca_gym.envs.virtualhome import VirtualHomeWorld, fetch, make_virtualhome
 from steca_gym.envs.virtualhome.language import TEMPLATES, Names
 
 pytestmark = pytest.mark.slow
@@ -30,6 +32,11 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def world(cache):
     return VirtualHomeWorld(cache_dir=cache)
+
+
+def test_conforms(cache):
+    settings = CheckSettings(num_resets=60, num_steps=8)
+    check_text_env(partial(make_virtualhome, cache_dir=cache), settings=settings).raise_if_failed()
 
 
 def all_ids(world):
