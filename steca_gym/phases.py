@@ -237,7 +237,7 @@ def calibration(run: Run, model: Path | None, experts: Sequence[Trajectory], rou
                 def show(done: int, total: int, counts: Counts) -> None:
                     on_progress(done, f"{counts.num_accepted} accepted, {counts.num_samples} continuations")
 
-                calibrate(
+                calibrated = calibrate(
                     collector,
                     chosen,
                     settings=settings,
@@ -257,10 +257,14 @@ def calibration(run: Run, model: Path | None, experts: Sequence[Trajectory], rou
             agreement = paper_agreement(results)
             record.update(dataclasses.asdict(counts))
             record["paper_agreement"] = agreement.as_dict()
+            record["estimator"] = {"name": rewards.estimator, **calibrated.estimator}
             run.tracker.log(
                 {f"paper_{k}": float(v) for k, v in agreement.as_dict().items() if v is not None}, phase=name
             )
             _tell_calibration(run, counts, agreement)
+            if calibrated.estimator:
+                told = ", ".join(f"{key} {value:.3g}" for key, value in calibrated.estimator.items())
+                run.console.print(f"  {rewards.estimator}: {told}", highlight=False)
             run.tracker.table(
                 f"{name}_table",
                 ["task", "step", "deviated action", "expert action", "reflection", "status", "reason"],

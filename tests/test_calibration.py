@@ -187,6 +187,28 @@ def test_ties_are_counted_and_the_tie_rule_decides() -> None:
     assert quick.counts.num_ties == 1 and quick.counts.num_samples == 0
 
 
+@pytest.mark.parametrize("estimator", ["fixed", "racing"])
+def test_the_agents_own_way_on_can_count_as_an_outcome(estimator: str) -> None:
+    counted, sampled = [], []
+    for own in (False, True):
+        rewards = StepRewardSettings(estimator=estimator, count_own_way=own)  # type: ignore[arg-type]
+        result = calibrate(collect(slipping("wait", 2, helpless=True)), experts(1), reward_settings=rewards)
+        verdict = result.results[0].verdicts[2]
+        assert verdict.verdict == "deviated" and verdict.explored_score == 0.0
+        assert verdict.agent_reward is not None and verdict.agent_reward.outcomes[0] == 0.0
+        counted.append(len(verdict.agent_reward.outcomes))
+        sampled.append(result.counts.num_samples)
+    assert counted[0] == counted[1] and sampled[1] == sampled[0] - 1
+
+
+def test_the_estimator_reports_on_itself() -> None:
+    agent = slipping("detour", 3, helpless=True)
+    assert "mean_value" in calibrate(collect(agent), experts(1)).estimator
+    critic = calibrate(collect(agent), experts(1), reward_settings=StepRewardSettings(estimator="critic"))
+    assert critic.estimator["calibration_error"] == 1.0  # it has seen too little to be trusted
+    assert calibrate(collect(agent), experts(1), reward_settings=FIXED).estimator == {}
+
+
 def test_an_undecided_step_is_its_own_verdict() -> None:
     rewards = StepRewardSettings(max_samples=1)
     result = calibrate(collect(slipping("jump", 3)), experts(1), reward_settings=rewards)

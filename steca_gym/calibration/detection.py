@@ -229,7 +229,9 @@ class _Detector:
         elif value.has(wish.index):
             self.counts += Counts(num_samples_shared=1)
         else:
-            self.counts += cost([episode]) + Counts(num_samples=1)
+            self.counts += Counts(
+                num_samples=1, num_sampled_tokens=episode.num_sampled_tokens, num_env_steps=episode.num_env_steps
+            )
             value.add(wish.index, episode.trajectory.score)
             self.rewards.observe(value, episode.trajectory.score)
 

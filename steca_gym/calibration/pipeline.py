@@ -254,7 +254,7 @@ def calibrate(
         num_env_steps=sum(steps for _, steps in scheduler.abandoned),
     )
     decided = tuple(results[e.trajectory_id] for e in todo if e.trajectory_id in results)
-    return CalibrationResult(results=decided, abandoned=abandoned)
+    return CalibrationResult(results=decided, abandoned=abandoned, estimator=rewards.report())
 
 
 def settings_as_dict(*settings: object) -> dict[str, object]:

@@ -118,7 +118,8 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         """The sum, field by field."""
-        return Counts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)})
+        names = Counts.__slots__  # looked up once per continuation: ``dataclasses.fields`` is too slow for that
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +147,8 @@ class CalibrationResult:
     results: tuple[ExpertResult, ...] = ()
     abandoned: Counts = field(default_factory=Counts)
     """continuations under way when their comparison was no longer needed: their cost, part of ``counts``"""
+    estimator: dict[str, float] = field(default_factory=dict)
+    """what the estimator of step rewards says about itself, e.g. a critic's calibration error"""
 
     @property
     def calibrations(self) -> list[Calibration]:

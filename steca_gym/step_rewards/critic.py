@@ -143,6 +143,14 @@ class CriticRewards:
             self._next_fit = math.ceil(len(self._seen) * _REFIT_GROWTH)
             self._fit()
 
+    def report(self) -> dict[str, float]:
+        """Its calibration error, and how far it came without samples."""
+        return {
+            "calibration_error": self.calibration_error,
+            "num_decided": float(self.num_decided),
+            "num_states": float(len(self._seen)),
+        }
+
     def decide(self, comparison: Comparison) -> Decision | None:
         """The critic's opinion, else that of N samples."""
         return self._known(comparison) or self._fixed.decide(comparison)

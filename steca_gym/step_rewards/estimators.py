@@ -49,6 +49,10 @@ class StepRewards(Protocol):
         """Take note of a new outcome."""
         ...
 
+    def report(self) -> dict[str, float]:
+        """What it says about itself, e.g. a critic's calibration error; stored with the run."""
+        ...
+
 
 def exact_estimate(value: float) -> Estimate:
     """A value that is known."""
@@ -107,6 +111,10 @@ class FixedRewards:
 
     def observe(self, value: StateValue, outcome: float) -> None:
         """Nothing to learn."""
+
+    def report(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
 
     def decide(self, comparison: Comparison) -> Decision | None:
         """Compare the means once both states have their N outcomes."""
@@ -173,6 +181,10 @@ class RacingRewards:
     def observe(self, value: StateValue, outcome: float) -> None:
         """Nothing to learn."""
 
+    def report(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
     def decide(self, comparison: Comparison) -> Decision | None:
         """The race's decision; two exact values are compared at once."""
         if (failed := broken_decision(comparison)) is not None:
@@ -219,6 +231,10 @@ class RandomRewards:
 
     def observe(self, value: StateValue, outcome: float) -> None:
         """Nothing to learn."""
+
+    def report(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
 
     def decide(self, comparison: Comparison) -> Decision | None:
         """At once, without estimates."""

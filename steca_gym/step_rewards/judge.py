@@ -52,6 +52,10 @@ class JudgeRewards:
     def observe(self, value: StateValue, outcome: float) -> None:
         """Nothing to learn."""
 
+    def report(self) -> dict[str, float]:
+        """States annotated."""
+        return {"num_annotated": float(len(self._values))}
+
     def decide(self, comparison: Comparison) -> Decision | None:
         """At once."""
         if comparison.expert not in self._values and comparison.expert.exact is None:

@@ -319,6 +319,12 @@ class MixtureRacing:
             self.weights = fit_values(won, np.array([len(k) for k in known]) - won)
             self._hypotheses = {}
 
+    def report(self) -> dict[str, float]:
+        """Mean and spread of the expert's states' values as learnt, and from how many states."""
+        mean = float(self.weights @ _GRID)
+        spread = math.sqrt(max(0.0, float(self.weights @ (_GRID - mean) ** 2)))
+        return {"mean_value": mean, "spread_of_values": spread, "num_states": float(len(self._sampled))}
+
     def _race(self, comparison: Comparison) -> MixtureRace:
         race, s = self._races.get(comparison), self._settings
         expert, agent = comparison.expert, comparison.agent

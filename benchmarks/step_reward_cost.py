@@ -1,0 +1,191 @@
+"""What step rewards cost at the same detection quality, and which part of the saving comes from what.
+
+    python benchmarks/step_reward_cost.py [--sites 140] [--batches 6] [--out benchmarks/results/step_rewards.md]
+
+Both goals on planted deviations (see ``detector.py``), an ablation that adds one saving at a time, and the limits:
+the best sequential design that could know the distribution of values, and Wald's test. Knows no language model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _detection import Method, Result, check_player, rates, resampled, run
+from _limit import Bench, fewest_samples, wald_samples
+from _machine import machine_line
+from _planted import Household, PlantedAgent, find_sites, make_cases
+from detector import BY_MEANS, CAREFUL, CHEAP, OURS, interval
+
+from steca_gym.calibration import CalibrationSettings, StepRewardSettings
+
+
+def ablation() -> list[Method]:
+    """From the paper's procedure to ours, one saving after the other."""
+    paper, fixed = CalibrationSettings.preset("paper"), StepRewardSettings.preset("paper")
+    every = dataclasses.replace(paper, value_every_step=False, first_deviation_only=False)
+    first = dataclasses.replace(paper, value_every_step=False)
+    looked_up = dataclasses.replace(fixed, reuse="history", same_state="sample")
+    patient = dataclasses.replace(looked_up, patience=CHEAP.patience)
+
+    def race(**changes: Any) -> StepRewardSettings:
+        return dataclasses.replace(CHEAP, count_own_way=False, **changes)
+
+    pairs = race(test="pairs", alpha=0.2, beta=0.3, min_effect=0.4, max_samples=6)
+    return [
+        Method("fixed N = 5, every step, by replay (`paper`)", paper, fixed, replays=True),
+        Method("forks instead of replays", paper, fixed),
+        Method("ask first: only where the agent acts otherwise", every, fixed),
+        Method("up to the first deviation", first, fixed),
+        Method("known states looked up", first, looked_up),
+        Method(f"patience {CHEAP.patience}", first, patient),
+        Method("racing by pairs", BY_MEANS, pairs),
+        Method("racing by the mixture", BY_MEANS, race()),
+        Method("the agent's own way on counts (`racing, cheap`)", BY_MEANS, CHEAP),
+        Method(
+            "the least there is: ask, play its own way on, draw a step", OURS, StepRewardSettings(estimator="random")
+        ),
+    ]
+
+
+def goals(large: int) -> list[Method]:
+    """Both goals' sides."""
+    paper, fixed = CalibrationSettings.preset("paper"), StepRewardSettings.preset("paper")
+    many = dataclasses.replace(fixed, num_samples=large)
+    return [
+        Method("fixed N = 5 by replay", paper, fixed, replays=True),
+        Method("racing, cheap", BY_MEANS, CHEAP),
+        Method(f"fixed N = {large} by replay", paper, many, replays=True, margins=(-0.05, -0.1, -0.15)),
+        Method("racing, careful", BY_MEANS, CAREFUL),
+    ]
+
+
+def rows(results: Sequence[Result]) -> str:
+    """Quality and cost of each, relative to the first; Markdown."""
+    base = results[0]
+    lines = [
+        "| | precision | recall | F1 | rollouts per trajectory | tokens | env steps paid | tokens, of the first | env steps |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        p, recall, f1 = rates(r.by_site().sum(axis=0))
+        lines.append(
+            f"| {r.name} | {p:.3f} | {recall:.3f} | {f1:.3f} | {r.samples / len(r.found):.1f} | {r.tokens} "
+            f"| {r.steps_paid} | 1/{base.tokens / r.tokens:.1f} | 1/{base.steps_paid / r.steps_paid:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def verdicts(results: Sequence[Result]) -> str:
+    """Both goals in words, with intervals of the paired differences."""
+    draws = dict(zip([r.name for r in results], resampled(results), strict=True))
+    by_name = {r.name: r for r in results}
+    five, hundred = results[0], results[2]
+    lines = []
+    for ours, peer, tenth in (("racing, cheap", five, 10), ("racing, careful", hundred, 50)):
+        mine = by_name[ours]
+        gap = draws[ours] - draws[peer.name]
+        now = rates(mine.by_site().sum(axis=0)) - rates(peer.by_site().sum(axis=0))
+        told = ", ".join(
+            f"{name} {now[i]:+.3f} ({interval(gap[:, i])})" for i, name in enumerate(("precision", "recall", "F1"))
+        )
+        lines.append(
+            f"- `{ours}` against `{peer.name}` (goal: 1/{tenth} of the tokens): 1/{peer.tokens / mine.tokens:.1f} of "
+            f"the tokens, 1/{peer.steps_paid / mine.steps_paid:.1f} of the environment steps; {told}."
+        )
+    best = max((r for r in results if r.margin is not None), key=lambda r: rates(r.by_site().sum(axis=0))[2])
+    gap = draws["racing, careful"] - draws[best.name]
+    lines.append(
+        f"- `racing, careful` against `{best.name}`, the best margin for that N: F1 "
+        f"{rates(by_name['racing, careful'].by_site().sum(axis=0))[2] - rates(best.by_site().sum(axis=0))[2]:+.3f} "
+        f"({interval(gap[:, 2])})."
+    )
+    return "\n".join(lines)
+
+
+def limits(sites: Any, lapse: float, house: Household, batches: Sequence[int], results: Sequence[Result]) -> str:
+    """Rollouts per comparison: ours, the best design, Wald's test."""
+    drops, nulls = [], []
+    for batch in batches:
+        cases = make_cases(sites, batch)
+        agent = PlantedAgent(cases, house, lapse)
+        for case in cases:
+            for t, plant in case.plants.items():
+                way = case.expert.actions[:t]
+                pair = agent.value(case, way), agent.value(case, (*way, plant.action))
+                (nulls if plant.kind.startswith("harmless") else drops).append(pair)
+    of_drop, of_null = np.array(drops), np.array(nulls)
+    p, q = of_drop.mean(axis=0)
+    lines = [
+        f"{len(drops)} wrong actions, mean values {p:.2f} before and {q:.2f} behind; {len(nulls)} harmless ones, "
+        f"{of_null[:, 0].mean():.2f} and {of_null[:, 1].mean():.2f}.",
+        "",
+        "| | misses | false alarms | rollouts per comparison | best design with the same errors | Wald, values known, by pairs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        on_wrong = [f == t for f, t in zip(r.found, r.truth, strict=True) if t is not None]
+        miss, alarm = 1 - float(np.mean(on_wrong)), r.false_on_harmless / max(1, r.num_harmless)
+        cap = 12 if r.method.rewards.max_samples <= 12 or r.method.rewards.estimator == "fixed" else 20
+        best = fewest_samples(Bench(of_drop, of_null, cap), miss, alarm)
+        null, drop = wald_samples(p, q, max(alarm, 1e-3), max(miss, 1e-3))
+        share = len(drops) / (len(drops) + len(nulls))
+        lines.append(
+            f"| {r.name} | {miss:.3f} | {alarm:.3f} | {r.samples / max(1, r.compared):.1f} | "
+            + (
+                f"{best.samples:.1f} ({best.miss:.3f}, {best.false_alarm:.3f})"
+                if best
+                else f"none within {cap} a state"
+            )
+            + f" | {share * drop + (1 - share) * null:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sites", type=int, default=140, help="expert trajectories of at least 8 steps")
+    parser.add_argument("--batches", type=int, default=2, help="times that anew is planted into each")
+    parser.add_argument("--lapse", type=float, nargs="*", default=[0.05, 0.1], help="of the agent, per turn")
+    parser.add_argument("--large", type=int, default=100)
+    parser.add_argument("--out", type=Path, help="also write here")
+    args = parser.parse_args()
+    started, house = time.perf_counter(), Household()
+    sites = find_sites(args.sites, 8)
+    batches = range(args.batches)
+    parts = []
+    for lapse in args.lapse:
+        check_player(sites, house, lapse)
+        reached = run(sites, goals(args.large), batches=batches, lapse=lapse, house=house)
+        steps = run(sites, ablation(), batches=batches, lapse=lapse, house=house)
+        often = run(
+            sites, [ablation()[0], *ablation()[-3:-1]], batches=batches, lapse=lapse, house=house, num_harmless=3
+        )
+        parts += [
+            f"## An agent that loses the thread in {lapse:.0%} of its turns",
+            f"{len(reached[0].found)} trajectories of {len(sites)} experts; "
+            f"{sum(t is not None for t in reached[0].truth)} hold a wrong action.",
+            verdicts(reached),
+            rows(reached),
+            "### Which saving comes from what",
+            rows(steps),
+            "### An agent that acts otherwise at three more steps of each trajectory, harmlessly",
+            rows(often),
+            "### Limits",
+            limits(sites, lapse, house, batches, [reached[0], reached[1], reached[-1]]),
+        ]
+    parts.append(f"{time.perf_counter() - started:.0f} s in all")
+    text = "\n\n".join([f"Machine: {machine_line('numpy', 'gymnasium')}", *parts])
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
