@@ -1,4 +1,4 @@
-"""A customer-support desk: the example of ``docs/your-own-environment.md``, about 80 lines from nothing to training.
+"""A customer-support desk: the example of ``docs/your-own-environment.md``, some 90 lines of code.
 
 Knows tickets, what an order's record says and the shop's rules. Knows no prompt and no horizon. Imports the core only,
 so that a copy of this file works outside of the package.

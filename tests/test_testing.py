@@ -391,6 +391,12 @@ def test_a_planted_fault_is_caught(world: type[CorridorWorld], check: str) -> No
         report.raise_if_failed()
 
 
+def test_the_kit_leaves_the_global_random_state_as_it_was() -> None:
+    state = random.getstate()
+    check_text_env(partial(make, Sound), settings=CheckSettings(num_resets=20, new_process=False))
+    assert random.getstate() == state
+
+
 def test_every_check_has_a_planted_fault() -> None:
     elsewhere = {"new process"}  # NoSaving and HashOrder, below
     assert {check.name for check in CHECKS} == {check for _, check in FAULTS} | elsewhere

@@ -14,7 +14,7 @@ from steca_gym.testing.report import CheckResult, Report
 
 __all__ = ["HOSTILE_ACTIONS", "CheckResult", "CheckSettings", "Report", "check_text_env"]
 
-_NO_ENV = "make() must give a TextEnv around your World; foreign environments: steca_gym.envs.adapters"
+_NO_ENV = "give a TextEnv around your World (foreign environments: steca_gym.envs.adapters); errors say what is missing"
 
 
 def check_text_env(

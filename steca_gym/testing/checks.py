@@ -424,6 +424,15 @@ def stdout_silent(bench: Bench) -> str:
 
 def global_random(bench: Bench) -> str:
     """Python's and numpy's global generators are neither drawn from nor seeded."""
+    before = random.getstate(), np.random.get_state(legacy=False)
+    try:
+        return _global_random(bench)
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
+def _global_random(bench: Bench) -> str:
     random.seed(123)
     np.random.seed(123)
     python, numpy = random.getstate(), _numpy_state()
