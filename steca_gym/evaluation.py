@@ -38,6 +38,8 @@ class EvaluationSettings:
     """greedy, as at test time"""
     stress: bool = True
     """play the deviated-history stress test as well (needs expert trajectories)"""
+    num_stress_games: int | None = None
+    """most games of the stress test, the first of the evaluation; None: all. Each is played on twice"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +232,7 @@ def evaluate(
     )
     stress: tuple[StressResult, ...] = ()
     if settings.stress and make_env is not None and experts:
-        chosen = [experts[t] for t in task_ids if t in experts]
+        chosen = [experts[t] for t in task_ids if t in experts][: settings.num_stress_games]
         stress = _stress(collector, chosen, seed, settings.sampling, make_env)
     return EvaluationReport(games=games, stress=stress, cost=collector.ledger.as_dict())
 

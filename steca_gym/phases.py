@@ -289,6 +289,7 @@ def _tell_calibration(run: Run, counts: Counts, agreement: PaperAgreement) -> No
         f"  {agreement.line()}",
         sep="\n",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -404,9 +405,7 @@ def evaluation(run: Run, model: Path | None, *, again: bool = False) -> Evaluati
                 expert_trajectories=[e for e in experts if e.won],
                 forbidden_task_ids=forbidden,
                 played=() if fresh else run.buffer.trajectories(kind="evaluation"),
-                settings=EvaluationSettings(
-                    sampling=run.sampling(0.0), stress=bool(run.settings["evaluation"]["stress"])
-                ),
+                settings=EvaluationSettings(sampling=run.sampling(0.0), **run.settings["evaluation"]),
                 make_env=lambda: run.make_env(split),
                 encoder=run.encoder(),
             )

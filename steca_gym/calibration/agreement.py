@@ -37,7 +37,7 @@ class PaperAgreement:
     num_untold: int = 0
     """steps whose verdict did not need both values (e.g. the agent won all the same)"""
     num_trajectories_told: int = 0
-    """expert trajectories without an untold step up to their end, or up to the first deviation here"""
+    """expert trajectories with told steps, and without an untold one up to their end or to the first deviation here"""
     num_trajectories_same: int = 0
     """of these, trajectories with the same first deviation, or with none in both readings"""
 
@@ -79,7 +79,7 @@ def paper_agreement(results: Iterable[ExpertResult]) -> PaperAgreement:
     for result in results:
         if result.error:
             continue
-        whole, first_ours, first_paper = True, None, None
+        whole, told_before, first_ours, first_paper = True, told, None, None
         for v in result.verdicts:
             if v.verdict == "same_action":
                 continue
@@ -97,6 +97,7 @@ def paper_agreement(results: Iterable[ExpertResult]) -> PaperAgreement:
             only_paper += paper and not ours
             if paper and first_paper is None:
                 first_paper = v.step
+        whole = whole and told > told_before
         trajectories += whole
         trajectories_same += whole and first_ours == first_paper
     return PaperAgreement(
