@@ -181,7 +181,7 @@ class Processes:
     def _send(self, seat: _Seat) -> None:
         """Send a seat's job to its worker, or to the one with the fewest episodes where it has none."""
         assert seat.job is not None
-        # A job for a worker that died idle would be taken for the reason of its death.
+        # Ahead of the job, so that it finds a worker that lives.
         if seat.worker is not None and not seat.worker.under_way and seat.worker.channel.hung_up():
             self._lose([(seat.worker, "")])
         rebuild = seat.rebuild() if seat.worker is None else None
@@ -200,7 +200,7 @@ class Processes:
             worker.num_episodes += 1
         entering = rebuild is not None or isinstance(seat.job, Enter)
         trail = seat.enter.snapshot.trail if entering and seat.enter.snapshot is not None else None
-        worker.give(Pending(seat.episode_id, makes_env=entering, num_steps=1 + len(trail or ())))
+        worker.give(Pending(seat.number, seat.episode_id, makes_env=entering, num_steps=1 + len(trail or ())))
         worker.channel.send(RUN, seat.number, body)
 
     def _pick(self) -> WorkerProcess:
@@ -314,16 +314,16 @@ class Processes:
             for seat in self._seats.values():
                 if seat.worker is worker:
                     seat.worker = None
-            jobs = list(worker.under_way)
-            if worker.ready and jobs:
-                self._fail(self._seats.pop(jobs.pop(0).episode_id), why)
-            elif not worker.ready:
+            blamed = worker.take_blame()
+            if blamed is not None:
+                self._fail(self._seats.pop(blamed.episode_id), why)
+            if not worker.ready:
                 self._failed_starts += 1
                 if self._failed_starts >= _MAX_FAILED_STARTS:
                     self._failed_starts = 0
                     self._end_at_once()
                     raise WorldError(f"worker processes do not start: {why}; see what they printed above")
-            again += jobs
+            again += worker.under_way
         for job in again:
             self._send(self._seats[job.episode_id])
 

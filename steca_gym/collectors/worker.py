@@ -7,6 +7,7 @@ CUDA device (its parent hides them).
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import pickle
 import signal
@@ -32,11 +33,17 @@ from steca_gym.collectors.channel import (
 )
 from steca_gym.collectors.host import Host
 from steca_gym.collectors.jobs import Answer, one_line
+from steca_gym.collectors.worker_process import BEGUN
 from steca_gym.errors import WorldError
 
 
-def main(descriptor: int) -> None:
-    """Serve the socket of this file descriptor; standard input ends when the parent does."""
+def main(socket_fd: int, notes_fd: int) -> None:
+    """Serve a socket; standard input ends when the parent does.
+
+    Args:
+        socket_fd: file descriptor of the socket.
+        notes_fd: of the file in which the number of the job under way is noted.
+    """
     # Ctrl-C is the parent's business: it ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
@@ -44,9 +51,11 @@ def main(descriptor: int) -> None:
     sys.stdout.flush()
     os.dup2(2, 1)
     # What the worlds start must not keep the line to the parent open.
-    os.set_inheritable(descriptor, False)
+    os.set_inheritable(socket_fd, False)
+    notes = mmap.mmap(notes_fd, BEGUN.size)
+    os.close(notes_fd)
     with contextlib.suppress(ConnectionError):
-        _serve(BlockingChannel(socket.socket(fileno=descriptor)))
+        _serve(BlockingChannel(socket.socket(fileno=socket_fd)), notes)
 
 
 def _end_with_parent() -> None:
@@ -65,11 +74,12 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _serve(channel: BlockingChannel) -> None:
+def _serve(channel: BlockingChannel, notes: mmap.mmap) -> None:
     host: Host | None = None
     while (message := channel.receive()) is not None:
         kind, number, body = message
         if kind == RUN and host is not None:
+            BEGUN.pack_into(notes, 0, number)
             _run(channel, host, number, body)
         elif kind == LEAVE and host is not None:
             host.leave(pickle.loads(body))

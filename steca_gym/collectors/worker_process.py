@@ -6,12 +6,15 @@ Knows processes and their groups. Knows no job and no environment.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -19,6 +22,8 @@ from dataclasses import dataclass
 from steca_gym.collectors.channel import CLOSE, NonBlockingChannel
 from steca_gym.errors import WorldError
 
+BEGUN = struct.Struct("<Q")
+"""how a worker notes the number of the job that it begins"""
 NUM_WORKERS_VARIABLE = "STECA_NUM_WORKERS"
 """environment variable of a worker: how many of them share the machine"""
 
@@ -27,6 +32,7 @@ NUM_WORKERS_VARIABLE = "STECA_NUM_WORKERS"
 class Pending:
     """A job that the worker has not answered; the first of several is the one that it is doing."""
 
+    number: int
     episode_id: str
     makes_env: bool
     """it may have to make an environment first"""
@@ -44,18 +50,12 @@ class WorkerProcess:
     def __init__(self, num_workers: int) -> None:
         """Start it; raises WorldError where the system does not let us."""
         ours, theirs = socket.socketpair()
-        code = (
-            f"import sys; sys.path[:] = {[p for p in sys.path if isinstance(p, str)]!r}; "
-            f"from steca_gym.collectors.worker import main; main({theirs.fileno()})"
-        )
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=subprocess.PIPE,
-                pass_fds=(theirs.fileno(),),
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", NUM_WORKERS_VARIABLE: str(num_workers)},
-                start_new_session=True,
-            )
+            # A job that lies in the socket of a dead worker was not its death: the worker notes what it begins here.
+            with tempfile.TemporaryFile() as notes:
+                notes.truncate(BEGUN.size)
+                self._begun = mmap.mmap(notes.fileno(), BEGUN.size)
+                self._process = self._start(theirs.fileno(), notes.fileno(), num_workers)
         except OSError as error:
             ours.close()
             raise WorldError(f"a worker process did not start ({error}); use fewer workers") from error
@@ -69,6 +69,20 @@ class WorkerProcess:
         self.watched_for_writing = False
         self._alive_at = time.monotonic()
         self._env_at_hand = False
+
+    @staticmethod
+    def _start(socket_fd: int, notes_fd: int, num_workers: int) -> subprocess.Popen[bytes]:
+        code = (
+            f"import sys; sys.path[:] = {[p for p in sys.path if isinstance(p, str)]!r}; "
+            f"from steca_gym.collectors.worker import main; main({socket_fd}, {notes_fd})"
+        )
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            pass_fds=(socket_fd, notes_fd),
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", NUM_WORKERS_VARIABLE: str(num_workers)},
+            start_new_session=True,
+        )
 
     @property
     def pid(self) -> int:
@@ -88,6 +102,11 @@ class WorkerProcess:
         done = self.under_way.popleft()
         self._begin_next()
         return done
+
+    def take_blame(self) -> Pending | None:
+        """Behind its end: the job in which it ended, taken off those under way; None if it was between two."""
+        begun = BEGUN.unpack_from(self._begun)[0]
+        return self.under_way.popleft() if self.under_way and self.under_way[0].number == begun else None
 
     def sign_of_life(self, *, env_at_hand: bool = False) -> None:
         """The worker took or gave something; its time begins anew."""

@@ -404,8 +404,8 @@ def test_time_limits_follow_what_a_worker_does():
     worker = WorkerProcess(1)
     try:
         assert worker.seconds_left(1.0, 100.0) is None
-        worker.give(Pending("a", makes_env=True, num_steps=3))
-        worker.give(Pending("b", makes_env=False, num_steps=1))
+        worker.give(Pending(1, "a", makes_env=True, num_steps=3))
+        worker.give(Pending(2, "b", makes_env=False, num_steps=1))
         assert worker.is_making_env and 50 < worker.seconds_left(1.0, 100.0) <= 100
         worker.ready = True
         worker.sign_of_life(env_at_hand=True)
