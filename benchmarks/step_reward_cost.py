@@ -53,13 +53,21 @@ def ablation() -> list[Method]:
     ]
 
 
-def goals(large: int) -> list[Method]:
-    """Both goals' sides."""
+def against_few() -> list[Method]:
+    """The first goal's sides."""
     paper, fixed = CalibrationSettings.preset("paper"), StepRewardSettings.preset("paper")
-    many = dataclasses.replace(fixed, num_samples=large)
     return [
-        Method("fixed N = 5 by replay", paper, fixed, replays=True),
+        Method("fixed N = 5 by replay", paper, fixed, replays=True, margins=(-0.2,)),
+        Method("racing, default rates", OURS, StepRewardSettings()),
         Method("racing, cheap", BY_MEANS, CHEAP),
+    ]
+
+
+def against_many(large: int) -> list[Method]:
+    """The second goal's sides."""
+    paper = CalibrationSettings.preset("paper")
+    many = StepRewardSettings.preset("paper", num_samples=large)
+    return [
         Method(f"fixed N = {large} by replay", paper, many, replays=True, margins=(-0.05, -0.1, -0.15)),
         Method("racing, careful", BY_MEANS, CAREFUL),
     ]
@@ -81,30 +89,21 @@ def rows(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def verdicts(results: Sequence[Result]) -> str:
-    """Both goals in words, with intervals of the paired differences."""
-    draws = dict(zip([r.name for r in results], resampled(results), strict=True))
-    by_name = {r.name: r for r in results}
-    five, hundred = results[0], results[2]
+def verdict(results: Sequence[Result], goal: int) -> str:
+    """The first against the last in words, with intervals of the paired differences; then the best margin."""
+    draws, ours = resampled(results), results[-1]
     lines = []
-    for ours, peer, tenth in (("racing, cheap", five, 10), ("racing, careful", hundred, 50)):
-        mine = by_name[ours]
-        gap = draws[ours] - draws[peer.name]
-        now = rates(mine.by_site().sum(axis=0)) - rates(peer.by_site().sum(axis=0))
+    best = max((r for r in results if r.margin is not None), key=lambda r: rates(r.by_site().sum(axis=0))[2])
+    for peer, why in ((results[0], f"goal: 1/{goal} of the tokens"), (best, "the best margin, in hindsight")):
+        gap = draws[-1] - draws[results.index(peer)]
+        now = rates(ours.by_site().sum(axis=0)) - rates(peer.by_site().sum(axis=0))
         told = ", ".join(
             f"{name} {now[i]:+.3f} ({interval(gap[:, i])})" for i, name in enumerate(("precision", "recall", "F1"))
         )
         lines.append(
-            f"- `{ours}` against `{peer.name}` (goal: 1/{tenth} of the tokens): 1/{peer.tokens / mine.tokens:.1f} of "
-            f"the tokens, 1/{peer.steps_paid / mine.steps_paid:.1f} of the environment steps; {told}."
+            f"- `{ours.name}` against `{peer.name}` ({why}): 1/{peer.tokens / ours.tokens:.1f} of the tokens, "
+            f"1/{peer.steps_paid / ours.steps_paid:.1f} of the environment steps; {told}."
         )
-    best = max((r for r in results if r.margin is not None), key=lambda r: rates(r.by_site().sum(axis=0))[2])
-    gap = draws["racing, careful"] - draws[best.name]
-    lines.append(
-        f"- `racing, careful` against `{best.name}`, the best margin for that N: F1 "
-        f"{rates(by_name['racing, careful'].by_site().sum(axis=0))[2] - rates(best.by_site().sum(axis=0))[2]:+.3f} "
-        f"({interval(gap[:, 2])})."
-    )
     return "\n".join(lines)
 
 
@@ -133,10 +132,12 @@ def limits(sites: Any, lapse: float, house: Household, batches: Sequence[int], r
         miss, alarm = 1 - float(np.mean(on_wrong)), r.false_on_harmless / max(1, r.num_harmless)
         cap = 12 if r.method.rewards.max_samples <= 12 or r.method.rewards.estimator == "fixed" else 20
         best = fewest_samples(Bench(of_drop, of_null, cap), miss, alarm)
+        s = r.method.rewards
+        spent = 2 * s.num_samples if s.estimator == "fixed" else r.samples / max(1, r.compared)
         null, drop = wald_samples(p, q, max(alarm, 1e-3), max(miss, 1e-3))
         share = len(drops) / (len(drops) + len(nulls))
         lines.append(
-            f"| {r.name} | {miss:.3f} | {alarm:.3f} | {r.samples / max(1, r.compared):.1f} | "
+            f"| {r.name} | {miss:.3f} | {alarm:.3f} | {spent:.1f} | "
             + (
                 f"{best.samples:.1f} ({best.miss:.3f}, {best.false_alarm:.3f})"
                 if best
@@ -151,7 +152,8 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sites", type=int, default=140, help="expert trajectories of at least 8 steps")
-    parser.add_argument("--batches", type=int, default=2, help="times that anew is planted into each")
+    parser.add_argument("--batches", type=int, default=8, help="times that anew is planted into each")
+    parser.add_argument("--large-batches", type=int, default=2, help="the same where the large N is run")
     parser.add_argument("--lapse", type=float, nargs="*", default=[0.05, 0.1], help="of the agent, per turn")
     parser.add_argument("--large", type=int, default=100)
     parser.add_argument("--out", type=Path, help="also write here")
@@ -162,23 +164,27 @@ def main() -> None:
     parts = []
     for lapse in args.lapse:
         check_player(sites, house, lapse)
-        reached = run(sites, goals(args.large), batches=batches, lapse=lapse, house=house)
+        few = run(sites, against_few(), batches=batches, lapse=lapse, house=house)
+        many_batches = range(args.large_batches)
+        many = run(sites, against_many(args.large), batches=many_batches, lapse=lapse, house=house)
         steps = run(sites, ablation(), batches=batches, lapse=lapse, house=house)
         often = run(
             sites, [ablation()[0], *ablation()[-3:-1]], batches=batches, lapse=lapse, house=house, num_harmless=3
         )
         parts += [
             f"## An agent that loses the thread in {lapse:.0%} of its turns",
-            f"{len(reached[0].found)} trajectories of {len(sites)} experts; "
-            f"{sum(t is not None for t in reached[0].truth)} hold a wrong action.",
-            verdicts(reached),
-            rows(reached),
+            f"{len(few[0].found)} trajectories, {sum(t is not None for t in few[0].truth)} with a wrong action:",
+            verdict(few, 10),
+            rows(few),
+            f"{len(many[0].found)} trajectories, {sum(t is not None for t in many[0].truth)} with a wrong action:",
+            verdict(many, 50),
+            rows(many),
             "### Which saving comes from what",
             rows(steps),
-            "### An agent that acts otherwise at three more steps of each trajectory, harmlessly",
+            "### An agent that acts otherwise at up to three more steps of each trajectory, harmlessly",
             rows(often),
             "### Limits",
-            limits(sites, lapse, house, batches, [reached[0], reached[1], reached[-1]]),
+            limits(sites, lapse, house, many_batches, [few[0], few[-2], few[-1], many[0], many[-1]]),
         ]
     parts.append(f"{time.perf_counter() - started:.0f} s in all")
     text = "\n\n".join([f"Machine: {machine_line('numpy', 'gymnasium')}", *parts])
