@@ -220,9 +220,8 @@ def test_the_ratio_is_a_martingale_under_no_drop(
     if exact is not None:
         counts, arm = (*counts[:2], 0, 0), 0
     nexts = [tuple(c + (i == 2 * arm + fail) for i, c in enumerate(counts)) for fail in (0, 1)]
-    null, drop = h.likelihoods(counts)
-    assert sum(h.likelihoods(c)[0] for c in nexts) == pytest.approx(null)  # type: ignore[arg-type]
-    assert sum(h.likelihoods(c)[1] for c in nexts) == pytest.approx(drop)  # type: ignore[arg-type]
+    for now, *after in zip(h.log_likelihoods(counts), *(h.log_likelihoods(c) for c in nexts), strict=True):  # type: ignore[arg-type]
+        assert sum(math.exp(x - now) for x in after) == pytest.approx(1)
     assert h.information(counts, arm) >= -1e-12
 
 
@@ -274,6 +273,13 @@ def test_what_is_exact_or_hopeless_is_decided_from_one_arm() -> None:
     weak = fit_values(np.zeros(200), np.full(200, 10.0))
     hopeless = play(mixture_race(weights=weak), 0.0, 0.0, rng)
     assert hopeless.decision == "kept" and hopeless.count(0) + hopeless.count(1) <= 12
+
+
+def test_hundreds_of_outcomes_do_not_underflow() -> None:
+    h = Hypotheses(np.full(25, 1 / 25), 0.0, 0.2)
+    assert h.log_ratio((900, 600, 300, 1200)) > 50
+    assert h.log_ratio((900, 600, 900, 600)) < -20
+    assert h.information((900, 600, 900, 600), 0) >= 0
 
 
 def test_values_are_learnt_from_counts() -> None:

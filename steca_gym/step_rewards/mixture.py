@@ -114,47 +114,56 @@ class Hypotheses:
         self._p = p
         self._known: dict[Counts, tuple[float, float]] = {}
 
-    def likelihoods(self, counts: Counts) -> tuple[float, float]:
-        """Probabilities of the outcomes behind ``counts`` under H0 and H1 (one order of them)."""
+    def log_likelihoods(self, counts: Counts) -> tuple[float, float]:
+        """Logarithms of the probabilities of the outcomes behind ``counts`` under H0 and H1 (one order of them)."""
         found = self._known.get(counts)
         if found is None:
             sx, fx, sy, fy = counts
-            of_x = np.exp(sx * self._log_p + fx * self._log_not_p)
+            of_x = sx * self._log_p + fx * self._log_not_p
+            top_x = float(of_x.max())
             if self.agent_is_exact:
-                found = float(self._prior0 @ of_x), float(self._prior1_p @ of_x)
+                likely = np.exp(of_x - top_x)
+                found = _log(self._prior0 @ likely) + top_x, _log(self._prior1_p @ likely) + top_x
             else:
-                of_y = np.exp(sy * self._log_q + fy * self._log_not_q)
-                under_null = of_x * np.exp(sy * self._log_null + fy * self._log_not_null)
-                found = float(self._prior0 @ under_null), float(of_x @ self._drop @ of_y)
+                null = of_x + sy * self._log_null + fy * self._log_not_null
+                of_y = sy * self._log_q + fy * self._log_not_q
+                top, top_y = float(null.max()), float(of_y.max())
+                drop = np.exp(of_x - top_x) @ self._drop @ np.exp(of_y - top_y)
+                found = _log(self._prior0 @ np.exp(null - top)) + top, _log(drop) + top_x + top_y
             self._known[counts] = found
         return found
 
     def log_ratio(self, counts: Counts) -> float:
         """Natural logarithm of Lambda; minus infinity where no drop is possible."""
-        null, drop = self.likelihoods(counts)
-        return -math.inf if drop <= 0 else math.log(drop) - math.log(null)
+        null, drop = self.log_likelihoods(counts)
+        return drop - null
 
     def information(self, counts: Counts, arm: int) -> float:
         """Bits, times ln 2, that the next outcome of an arm (0: expert's, 1: agent's) says about H0 or H1."""
-        null, drop = self.likelihoods(counts)
-        null_up, drop_up = self.likelihoods(_plus(counts, arm, success=True))
-        if drop <= 0:
+        null, drop = self.log_likelihoods(counts)
+        null_up, drop_up = self.log_likelihoods(_plus(counts, arm, success=True))
+        if math.isinf(drop):
             return 0.0
-        under_null, under_drop = null_up / null, drop_up / drop
-        weight = drop / (null + drop)
+        under_null, under_drop = math.exp(null_up - null), math.exp(drop_up - drop)
+        weight = 1 / (1 + math.exp(max(-700.0, min(700.0, null - drop))))
         mean = weight * under_drop + (1 - weight) * under_null
         return _entropy(mean) - weight * _entropy(under_drop) - (1 - weight) * _entropy(under_null)
 
     def likely(self, counts: Counts, arm: int) -> bool:
-        """Whether a success is the likelier next outcome of an arm."""
-        up = self.likelihoods(_plus(counts, arm, success=True))
-        now = self.likelihoods(counts)
-        return sum(up) >= 0.5 * sum(now)
+        """Whether a success is the likelier next outcome of an arm, both hypotheses being weighed by the evidence."""
+        now = self.log_likelihoods(counts)
+        up = self.log_likelihoods(_plus(counts, arm, success=True))
+        top = max(now)
+        return sum(math.exp(x - top) for x in up) >= 0.5 * sum(math.exp(x - top) for x in now)
 
     @property
     def mean(self) -> float:
         """Mean of p under H0."""
         return float(self._prior0 @ self._p)
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x > 0 else -math.inf
 
 
 def _entropy(p: float) -> float:
