@@ -284,7 +284,8 @@ def _compose_message(message: str, overrides: Sequence[str], config_dirs: Sequen
     chosen = [o for o in overrides if o.partition("=")[0].lstrip("+") in groups]
     with initialize_config_module("steca_gym.conf", version_base="1.3"):
         try:
-            known = list(_keys(OmegaConf.to_container(compose("config", overrides=chosen))))
+            composed = compose("config", overrides=chosen + _search_path(config_dirs))
+            known = list(_keys(OmegaConf.to_container(composed)))
         except Exception:  # the chosen groups alone do not compose: Hydra's own words must do
             known = []
     for override in overrides:

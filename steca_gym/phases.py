@@ -386,7 +386,8 @@ def evaluation(run: Run, model: Path | None, *, again: bool = False) -> Evaluati
             signature.check_environment(model, run.make_env(split).fingerprint)
             forbidden |= set(signature.trained_on(model, task_ids))
         refuse_tainted(task_ids, forbidden)
-        with run.collector(_expert(run), split=split) as collector:
+        # The yardstick's cost is not the agent's.
+        with run.ledger.phase("yardstick"), run.collector(_expert(run), split=split) as collector:
             experts = [e.trajectory for e in collector.run([_request(run, t) for t in task_ids])]
 
         def keep(episode: Episode) -> None:
@@ -394,9 +395,10 @@ def evaluation(run: Run, model: Path | None, *, again: bool = False) -> Evaluati
             if episode.request.start is None and not episode.request.script and episode.trajectory.ended != "failed":
                 run.buffer.add_trajectories([episode.trajectory], kind="evaluation")
 
+        agent = run.agent(model)
         with (
             run.progress("games", len(task_ids)) as on_progress,
-            run.collector(run.agent(model), split=split, on_progress=on_progress, on_episode=keep) as collector,
+            run.collector(agent, split=split, on_progress=on_progress, on_episode=keep) as collector,
         ):
             report = evaluate(
                 collector,
@@ -413,7 +415,7 @@ def evaluation(run: Run, model: Path | None, *, again: bool = False) -> Evaluati
     report = dataclasses.replace(report, cost=run.total_cost())
     write_atomically(path, json.dumps(report.as_dict(), indent=1))
     run.tracker.summary({k: v for k, v in report.as_dict().items() if isinstance(v, int | float)})
-    table, _ = comparison_table({run.settings["method"]["name"]: report})
+    table, _ = comparison_table({run.settings["method"]["name"] if model is not None else agent.name: report})
     run.console.print(table)
     run.reached("evaluation")
     return report

@@ -1,0 +1,102 @@
+"""A run that is killed with SIGKILL goes on where it stopped: in the end everything is as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from .worlds import KILL_AT
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLES = ("trajectories", "steps", "step_rewards", "samples", "calibrations", "results", "progress")
+CONF = ["--config-dir", str(ROOT / "tests" / "conf")]
+# A fixed number of samples: an estimator that learns from earlier comparisons begins anew with the process.
+CORRIDOR = [
+    *CONF,
+    "env=corridor",
+    "env.kwargs.num_tasks=24",
+    "env.num_train_tasks=24",
+    "evaluation.stress=false",
+    "preset.step_rewards.estimator=fixed",
+    "preset.step_rewards.num_samples=3",
+]
+# A model that has learnt nothing: short turns, short continuations.
+TINY = [
+    "agent=tiny",
+    "agent.max_new_tokens=12",
+    "++agent.engine.kv_cache_gib=0.1",
+    "preset.calibration.max_steps=2",
+    "preset.step_rewards.max_steps=2",
+    "agent.build.num_layers=1",
+    "agent.build.hidden_size=32",
+    "agent.warm_up.num_epochs=8",
+    "agent.warm_up.save_every_steps=1",
+    "agent.reinforce.max_steps=4",
+    "agent.reinforce.save_every_steps=1",
+    "method.num_rehearsed=8",
+    "env.num_train_tasks=12",
+]
+
+
+def steca(*args: str, kill_at: str = "") -> int:
+    """The exit code of a command line in a process of its own, killed at a moment (see ``worlds``)."""
+    script = "import sys, tests.worlds; from steca_gym.cli import main; sys.exit(main(sys.argv[1:]))"
+    env = {**os.environ, KILL_AT: kill_at, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *args], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+def tables(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
+    with sqlite3.connect(folder / "buffer.sqlite") as db:
+        return {name: sorted(db.execute(f"SELECT * FROM {name}").fetchall(), key=repr) for name in TABLES}
+
+
+def evaluation(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    report.pop("cost")  # what was played twice was paid twice
+    return report
+
+
+def test_collecting_calibrating_and_evaluating(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert steca("calibrate", *CORRIDOR, "agent=stumbling", f"run_dir={whole}") == 0
+    assert steca("evaluate", *CONF, f"run={whole}") == 0
+    assert len(tables(whole)["calibrations"]) > 3
+
+    for moment in ("run.json#1", "act#1", "act#50", "act#60", "run.json#1", "act#700", "act#900", "run.json#1"):
+        assert steca("calibrate", *CORRIDOR, "agent=stumbling", f"run_dir={killed}", kill_at=moment) != 0, moment
+        if (killed / "buffer.sqlite").exists():  # what is marked as done is there, whole
+            held = tables(killed)
+            marked = {key for phase, key in held["progress"] if phase == "calibration"}
+            assert marked == {row[1] for row in held["results"]}
+    for moment in ("act#30", "evaluation.json#1"):
+        assert steca("evaluate", *CONF, f"run={killed}", kill_at=moment) != 0, moment
+    assert steca("evaluate", *CONF, f"run={killed}") == 0
+    assert tables(killed) == tables(whole)
+    assert evaluation(killed) == evaluation(whole)
+
+
+def test_training_goes_on_to_equal_weights(tmp_path: Path) -> None:
+    command = [*CORRIDOR, *TINY, "method=steca"]
+    folders = [tmp_path / name / "run" for name in ("whole", "killed")]
+    for moment in ("trainer_state.json#2", "warm-up.json#1", "training.json#1"):
+        assert steca("train", *command, f"run_dir={folders[1]}", kill_at=moment) != 0, moment
+    phases = []
+    for folder in folders:
+        assert steca("train", *command, f"run_dir={folder}") == 0
+        phases.append(json.loads((folder / "run.json").read_text())["phases"])
+    assert phases[1]["warm_up"]["resumed_from_step"] > 0
+    assert tables(folders[0]) == tables(folders[1])
+    for name in ("num_steps", "num_samples"):
+        assert phases[0]["reinforce"][name] == phases[1]["reinforce"][name]
+    weights = [(f / "model" / "model.safetensors").read_bytes() for f in folders]
+    assert weights[0] == weights[1]
