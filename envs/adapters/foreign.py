@@ -34,6 +34,9 @@ from .reading import ADMISSIBLE_KEYS, FIRST_SEED, Reading, checked_counts, resol
 
 Snapshots = Literal["auto", "replay", "pickle"]
 
+_TRIED: dict[str, str] = {}
+"""what was made, and why it cannot be pickled (empty: it can)"""
+
 _NUM_SHOWN = 24
 """names of actions that a refusal lists"""
 
@@ -109,7 +112,11 @@ class GymnasiumWorld(World):
         self.expert_reach = reach  # type: ignore[misc]
         self.can_save = False  # type: ignore[misc]
         if snapshots != "replay":
-            why_not = self._pickling_fails()
+            # Once a process for each id: a collector makes dozens of the same environment.
+            if not isinstance(env, str):
+                why_not = self._pickling_fails()
+            elif (why_not := _TRIED.get(self._made_of, "?")) == "?":
+                why_not = _TRIED[self._made_of] = self._pickling_fails()
             if why_not and snapshots == "pickle":
                 raise ConfigError(f"snapshots='pickle', but {why_not}; use snapshots='replay'")
             self.can_save = not why_not  # type: ignore[misc]
