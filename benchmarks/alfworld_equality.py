@@ -4,11 +4,14 @@
     python benchmarks/alfworld_equality.py --data DATA --split train --games 500 --steps 160 --out equality.jsonl
     python benchmarks/alfworld_equality.py --split household --games 60 --out equality.jsonl
     python benchmarks/alfworld_equality.py --report equality.jsonl
+    python benchmarks/alfworld_equality.py --data DATA --again equality.jsonl
 
 Needs the ``alfworld-reference`` extra (g++, make). Compared after every command: the answer, the set of
 admissible commands, won and score; at the start also the first observation. Commands are drawn with a seed: the
 walkthrough or our oracle's plan, admissible ones (a verb first, so that "go to" does not crowd out the rest), and
-malformed or inapplicable ones. One line a game goes to ``--out``; games that stand there are not played again.
+malformed or inapplicable ones. One line a game goes to ``--out``; games that stand there are not played again. A line
+holds the commands and a digest of everything that the real engine said after each, so ``--again`` compares a later version
+of our engine with the same record in seconds, without the real one.
 
 The real engine is slow because it parses the same grammar strings again and again, and runs its translator twice more for
 a planner that is not asked. ``Real`` keeps what was parsed and leaves the planner out; ``--plain`` plays it untouched,
@@ -20,21 +23,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import hashlib
 import json
 import random
-import re
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from _machine import machine_line
 from steca_gym.envs.alfworld import engine
 from steca_gym.envs.alfworld.game import Game, load_game
-from steca_gym.envs.alfworld.household import Household, HouseholdSettings
+from steca_gym.envs.alfworld.household import Household, HouseholdSettings, game_file
 from steca_gym.envs.alfworld.official import games_in
 from steca_gym.envs.alfworld.oracle import plan
 
@@ -208,7 +211,10 @@ def play(real: Real, data: Mapping[str, Any], task_type: str, seed: str, num_ste
             compare(step, said, "admissible", {"too many": got, "missing": missing}, {})
         return sorted(want)
 
+    said_by_real: list[str] = []
+    commands_given: list[str] = []
     first, admissible, won = real.start(data)
+    said_by_real.append(digest(first, sorted(admissible), won, 0.0))
     compare(0, "", "first observation", engine.intro(game), first)
     compare(0, "", "won", engine.is_won(game, state), won)
     commands = compare_sets(0, "", admissible)
@@ -225,6 +231,8 @@ def play(real: Real, data: Mapping[str, Any], task_type: str, seed: str, num_ste
         else:
             said = command(rng, game, commands, 0.4)
         feedback, admissible, won, score = real.step(said)
+        commands_given.append(said)
+        said_by_real.append(digest(feedback, sorted(admissible), won, score))
         new, text, valid = engine.act(game, state, said)
         if kind == "random" and new != state:
             guided = []  # a random step may have left the plan's way
@@ -237,23 +245,60 @@ def play(real: Real, data: Mapping[str, Any], task_type: str, seed: str, num_ste
         ever_won |= won
         if len(differences) > 20:
             break
-    return {"steps": step, "won": ever_won, "kinds": dict(kinds), "differences": differences}
+    record = {"steps": step, "won": ever_won, "kinds": dict(kinds), "differences": differences}
+    return record | {"commands": commands_given, "real": "".join(said_by_real)}
+
+
+def digest(feedback: str, admissible: Sequence[str], won: bool, score: float) -> str:
+    """Sixteen hex digits of everything that is said after a command."""
+    return hashlib.blake2b(json.dumps([feedback, list(admissible), won, score]).encode(), digest_size=8).hexdigest()
+
+
+def again(record: Mapping[str, Any], data: Mapping[str, Any]) -> list[int]:
+    """The steps at which our engine says something else than a record of the real one; 0 is the start."""
+    game = load_game(data)
+    state, text = game.start, engine.intro(game)
+    wrong = []
+    for step, said in enumerate(["", *record["commands"]]):
+        if step:
+            state, text, _ = engine.act(game, state, said)
+        won = engine.is_won(game, state)
+        if digest(text, engine.admissible(game, state), won, float(won)) != record["real"][16 * step : 16 * step + 16]:
+            wrong.append(step)
+    return wrong
+
+
+def compare_again(path: Path, source: str | None) -> int:
+    """Compare our engine with a log of the real one; returns the number of differing steps."""
+    records = {r["game"]: r for r in map(json.loads, path.read_text().splitlines())}
+    wrong = games = steps = 0
+    start = time.perf_counter()
+    households = [r for r in records.values() if r["split"] == "household"]
+    found = [
+        (name, data)
+        for name, data, _ in household_games(max((int(r["game"].split("/")[1]) for r in households), default=-1) + 1)
+    ]
+    for split in ("valid_seen", "valid_unseen", "train"):
+        if source and any(r["split"] == split for r in records.values()):
+            found += [(name, data) for name, data, _ in official_games(source, split, None, 0) if name in records]
+    for name, data in found:
+        if (record := records.get(name)) is not None:
+            steps_wrong = again(record, old_grammar(data) if record["old_grammar"] else data)
+            wrong, games, steps = wrong + len(steps_wrong), games + 1, steps + record["steps"]
+            if steps_wrong:
+                print(f"{name}: differs at steps {steps_wrong[:10]}")
+    seconds = time.perf_counter() - start
+    print(f"{games} of {len(records)} recorded games again, {steps:,} steps, {wrong} differences, {seconds:.0f} s")
+    return wrong
 
 
 def household_games(count: int) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Generated games with the domain and the grammar that the alfworld wheel ships."""
-    from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
-
-    domain, grammar = Path(ALFRED_PDDL_PATH).read_text(), Path(ALFRED_TWL2_PATH).read_text()
+    """Generated games of many sizes, as files that the real engine plays."""
     for i in range(count):
         sizes = {"num_receptacles": 4 + i % 9, "num_objects": 3 + i % 11, "num_distractors": i % 4}
         games = Household(HouseholdSettings(seed=i // 12, **sizes))
         task_id = f"{('train', 'valid_seen', 'valid_unseen')[i % 3]}/{i}"
-        data = dict(games.data(task_id))
-        task = re.search(r'"(Your task is to: [^"]*)"', str(data["grammar"]))
-        assert task is not None
-        data |= {"pddl_domain": domain, "grammar": grammar.replace("UNKNOWN GOAL", task[1])}
-        yield f"household/{i}/{task_id}", data, ""
+        yield f"household/{i}/{task_id}", game_file(games.data(task_id)), ""
 
 
 def official_games(source: str, split: str, count: int | None, seed: int) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -301,9 +346,12 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="the real engine untouched (slow)")
     parser.add_argument("--out", type=Path, default=Path("equality.jsonl"))
     parser.add_argument("--report", type=Path, help="print the totals of this log and stop")
+    parser.add_argument("--again", type=Path, help="compare our engine with this log of the real one and stop")
     options = parser.parse_args()
     if options.report:
         raise SystemExit(1 if report(options.report) else 0)
+    if options.again:
+        raise SystemExit(1 if compare_again(options.again, options.data) else 0)
     print(machine_line("alfworld", "textworld", "fast_downward_textworld"))
     if options.split == "household":
         games = household_games(options.games or 60)

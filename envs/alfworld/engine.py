@@ -5,16 +5,14 @@ Knows the English of ALFWorld 0.4.2 on TextWorld 1.7.0, to the letter. Knows no 
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable, Sequence
 
 from .game import Game, State
 
 NOTHING = "Nothing happens."
 
-DEVICE = {"clean": ("sinktype", "sinkbasintype"), "hot": ("microwavetype",), "cool": ("fridgetype",)}
-"""receptacle types that give an object the property"""
-
-VERB = {"clean": "clean", "hot": "heat", "cool": "cool"}
+KNIVES = frozenset({"knifetype", "butterknifetype"})
 
 
 def listed(items: Sequence[str]) -> str:
@@ -33,14 +31,16 @@ def a(items: Iterable[str]) -> list[str]:
 
 def intro(game: Game) -> str:
     """The first observation."""
-    return f"-= Welcome to TextWorld, ALFRED! =-\n\n{look(game, game.start)}\n\n{game.task}"
+    return f"-= Welcome to TextWorld, ALFRED! =-\n\n{look(game, game.start, everything=True)}\n\n{game.task}"
 
 
-def look(game: Game, state: State) -> str:
-    """Answer to ``look``."""
+def look(game: Game, state: State, *, everything: bool = False) -> str:
+    """Answer to ``look``; ``everything`` lists the room's receptacles, as the first observation does."""
     here = game.by_location.get(state.location, ())
     if not here:
-        return f"You are in the middle of a room. Looking quickly around you, you see {listed(a(game.receptacles))}."
+        # The real grammar asks for receptacles at the location of the command, and there are none in the middle.
+        seen = listed(a(game.receptacles)) if everything else "nothing"
+        return f"You are in the middle of a room. Looking quickly around you, you see {seen}."
     # The real grammar asks for an object whose absence from a receptacle here was an action's effect.
     taken = set(state.taken)
     floor = [game.objects[o] for o, at in enumerate(state.at) if state.location in at for r in here if (o, r) in taken]
@@ -88,25 +88,22 @@ def visible(game: Game, state: State, receptacle: int) -> bool:
 
 def is_won(game: Game, state: State) -> bool:
     """Whether the goal holds."""
-    goal = game.goal
+    goal, contents, wanted = game.goal, state.contents, game.goal_objects
     if goal.kind == "light":
-        if state.held < 0 or game.object_type[state.held] != goal.object_type:
+        if state.held < 0 or not wanted >> state.held & 1:
             return False
-        return any(
-            game.object_type[o] == goal.target_type and game.toggleable & state.toggled & (1 << o)
-            for r in game.by_location.get(state.location, ())
-            for o in state.contents[r]
-        )
-    mask = -1
+        lamps = game.goal_lamps & state.toggled
+        return any(lamps >> o & 1 for r in game.by_location.get(state.location, ()) for o in contents[r])
     if goal.flag:
-        able = {"clean": game.cleanable, "hot": game.heatable, "cool": game.coolable}[goal.flag]
-        mask = able & {"clean": state.clean, "hot": state.hot, "cool": state.cool}[goal.flag]
+        wanted &= state.clean if goal.flag == "clean" else state.hot if goal.flag == "hot" else state.cool
     need = 2 if goal.kind == "two" else 1
-    for r, kind in enumerate(game.receptacle_type):
-        if kind == goal.target_type:
-            count = sum(game.object_type[o] == goal.object_type and bool(mask >> o & 1) for o in state.contents[r])
-            if count >= need:
-                return True
+    for r in game.goal_receptacles:
+        found = need
+        for o in contents[r]:
+            if wanted >> o & 1:
+                found -= 1
+                if not found:
+                    return True
     return False
 
 
@@ -119,8 +116,8 @@ def act(game: Game, state: State, command: str) -> tuple[State, str, bool]:
         if command == "look":
             result = state, look(game, state)
         elif command == "inventory":
-            carried = f"carrying: {listed([f'a {game.objects[state.held]}'])}" if state.held >= 0 else ""
-            result = state, f"You are {carried}." if carried else "You are not carrying anything."
+            carried = f"carrying: a {game.objects[state.held]}" if state.held >= 0 else "not carrying anything"
+            result = state, f"You are {carried}."
         elif command == "help":
             result = state, game.help_text
     elif verb == "go" and rest.startswith("to "):
@@ -140,9 +137,8 @@ def act(game: Game, state: State, command: str) -> tuple[State, str, bool]:
     elif verb == "slice":
         o, _, knife = rest.partition(" with ")
         result = _slice(game, state, game.object_index.get(o, -1), game.object_index.get(knife, -1))
-    elif verb == game.put_template.partition(" ")[0]:
-        between = game.put_template[game.put_template.index("{o}") + 3 : game.put_template.index("{r}")]
-        o, _, r = rest.partition(between)
+    elif verb == game.put_words[0]:
+        o, _, r = rest.partition(game.put_words[1])
         result = _put(game, state, game.object_index.get(o, -1), game.receptacle_index.get(r, -1))
     if result is None:
         return state, NOTHING, False
@@ -218,14 +214,13 @@ def _put(game: Game, state: State, o: int, r: int) -> tuple[State, str] | None:
 def _treat(game: Game, state: State, verb: str, o: int, r: int) -> tuple[State, str] | None:
     if o < 0 or state.held != o or not _here(game, state, r):
         return None
-    flag = {"clean": "clean", "heat": "hot", "cool": "cool"}[verb]
-    able = {"clean": game.cleanable, "hot": game.heatable, "cool": game.coolable}[flag]
-    if not able >> o & 1 or game.receptacle_type[r] not in DEVICE[flag]:
+    able = game.cleanable if verb == "clean" else game.heatable if verb == "heat" else game.coolable
+    if not able >> o & 1 or game.receptacle_type[r] not in game.devices[verb]:
         return None
     bit = 1 << o
-    if flag == "clean":
+    if verb == "clean":
         new = state._replace(clean=state.clean | bit)
-    elif flag == "hot":
+    elif verb == "heat":
         new = state._replace(hot=state.hot | bit, cool=state.cool & ~bit)
     else:
         new = state._replace(cool=state.cool | bit, hot=state.hot & ~bit)
@@ -235,7 +230,7 @@ def _treat(game: Game, state: State, verb: str, o: int, r: int) -> tuple[State, 
 def _slice(game: Game, state: State, o: int, knife: int) -> tuple[State, str] | None:
     if o < 0 or knife < 0 or state.held != knife or not game.sliceable >> o & 1:
         return None
-    if game.object_type[knife] not in ("knifetype", "butterknifetype") or state.location not in state.at[o]:
+    if game.object_type[knife] not in KNIVES or state.location not in state.at[o]:
         return None
     return state._replace(
         sliced=state.sliced | (1 << o)
@@ -244,34 +239,32 @@ def _slice(game: Game, state: State, o: int, knife: int) -> tuple[State, str] | 
 
 def admissible(game: Game, state: State) -> tuple[str, ...]:
     """Every command that does something, sorted, as ``admissible_commands``."""
-    found = {"look", "inventory", "help"}
-    names, objects = game.receptacles, game.objects
-    found.update(f"go to {n}" for n, loc in zip(names, game.receptacle_location, strict=True) if loc != state.location)
-    held = state.held
+    names, objects, held = game.receptacles, game.objects, state.held
+    found = []
     for r in game.by_location.get(state.location, ()):
-        found.add(f"examine {names[r]}")
+        found.append(f"examine {names[r]}")
         if game.openable >> r & 1:
-            found.add(f"{'close' if state.opened >> r & 1 else 'open'} {names[r]}")
-        for o in state.contents[r]:
-            if game.toggleable >> o & 1:
-                found.add(f"use {objects[o]}")
-        if visible(game, state, r):
-            if held < 0:
-                for o in state.contents[r]:
-                    if game.pickupable >> o & 1:
-                        found.add(f"take {objects[o]} from {names[r]}")
-            if held >= 0 and (game.receptacle_type[r], game.object_type[held]) in game.can_contain:
-                found.add(game.put_template.replace("{o}", objects[held]).replace("{r}", names[r]))
-        if held >= 0:
-            for flag, able in (("clean", game.cleanable), ("hot", game.heatable), ("cool", game.coolable)):
-                if able >> held & 1 and game.receptacle_type[r] in DEVICE[flag]:
-                    found.add(f"{VERB[flag]} {objects[held]} with {names[r]}")
+            found.append(f"{'close' if state.opened >> r & 1 else 'open'} {names[r]}")
+        inside = state.contents[r]
+        found += [f"use {objects[o]}" for o in inside if game.toggleable >> o & 1]
+        if held < 0:
+            if visible(game, state, r):
+                found += [f"take {objects[o]} from {names[r]}" for o in inside if game.pickupable >> o & 1]
+            continue
+        if visible(game, state, r) and (game.receptacle_type[r], game.object_type[held]) in game.can_contain:
+            found.append(game.put_template.replace("{o}", objects[held]).replace("{r}", names[r]))
+        for verb, able in (("clean", game.cleanable), ("heat", game.heatable), ("cool", game.coolable)):
+            if able >> held & 1 and game.receptacle_type[r] in game.devices[verb]:
+                found.append(f"{verb} {objects[held]} with {names[r]}")
     if held >= 0:
-        found.add(f"examine {objects[held]}")
-        if game.object_type[held] in ("knifetype", "butterknifetype"):
-            found.update(
+        found.append(f"examine {objects[held]}")
+        if game.object_type[held] in KNIVES:
+            found += [
                 f"slice {objects[o]} with {objects[held]}"
                 for o, at in enumerate(state.at)
                 if game.sliceable >> o & 1 and state.location in at
-            )
-    return tuple(sorted(found))
+            ]
+    # The many "go to" commands are sorted already and stand together in the alphabet.
+    found = sorted({*found, "help", "inventory", "look"})
+    middle = bisect(found, "go to")
+    return (*found[:middle], *game.go_commands(state.location), *found[middle:])

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from steca_gym.errors import DataError
@@ -26,6 +28,26 @@ TASK_TYPES = (
     "pick_cool_then_place_in_recep",
     "pick_two_obj_and_place",
 )
+
+NO_SINKS = ";(receptacletype ?r sinktype)"
+"""what a domain says, in lower case, in which only a sink's basin cleans"""
+
+HELP = """Available commands:
+  look:                             look around your current location
+  inventory:                        check your current inventory
+  go to (receptacle):               move to a receptacle
+  open (receptacle):                open a receptacle
+  close (receptacle):               close a receptacle
+  take (object) from (receptacle):  take an object from a receptacle
+  move (object) to (receptacle):  place an object in or on a receptacle
+  examine (something):              examine a receptacle or an object
+  use (object):                     use an object
+  heat (object) with (receptacle):  heat an object using a receptacle
+  clean (object) with (receptacle): clean an object using a receptacle
+  cool (object) with (receptacle):  cool an object using a receptacle
+  slice (object) with (object):     slice an object using a sharp object
+"""
+"""the answer to ``help`` where a game's grammar has none of its own"""
 
 _FLAG_OF = {"isclean": "clean", "ishot": "hot", "iscool": "cool"}
 
@@ -103,6 +125,26 @@ class Game:
     """receptacles at a location"""
     receptacle_index: Mapping[str, int]
     object_index: Mapping[str, int]
+    devices: Mapping[str, frozenset[str]]
+    """per command (clean, heat, cool) the receptacle types that it can be done with"""
+    put_words: tuple[str, str]
+    """the verb of ``put_template`` and what stands between object and receptacle"""
+    goal_objects: int
+    """bit set over objects: of the wanted type, and able to be treated as wanted"""
+    goal_receptacles: tuple[int, ...]
+    """receptacles of the target's type; empty for "light" """
+    goal_lamps: int
+    """bit set over objects: the lamps that count for "light" """
+    all_go_commands: tuple[tuple[str, int], ...]
+    """(command, location) of every receptacle, sorted"""
+    _go_commands: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def go_commands(self, location: int) -> tuple[str, ...]:
+        """The sorted ``go to`` commands at a location; made once for each."""
+        known = self._go_commands.get(location)
+        if known is None:
+            known = self._go_commands[location] = tuple(c for c, at in self.all_go_commands if at != location)
+        return known
 
 
 def _demangle(ids: list[str]) -> dict[str, str]:
@@ -146,6 +188,15 @@ def _string(grammar: str, pattern: str, default: str) -> str:
     return match.group(1) if match else default
 
 
+def _help(grammar: str) -> str:
+    # Official games have the text itself; the grammar that alfworld 0.4.2 makes games with names a symbol for it; our
+    # generated ones leave it out.
+    text = _string(grammar, r'action help \{.*?feedback :: "([^"]*)"', HELP)
+    if text == "#help.feedback#":
+        text = _string(grammar, r'"help.feedback":\s*\[\s*\{\s*"rhs":\s*"([^"]*)"', "").replace("\\n", "\n")
+    return sys.intern(text.lstrip())  # the real grammar's parser skips blanks in front
+
+
 def load_game(data: Mapping[str, Any], task_type: str = "") -> Game:
     """Compile the JSON of a ``game.tw-pddl``; raises DataError for what is not one."""
     try:
@@ -155,7 +206,7 @@ def load_game(data: Mapping[str, Any], task_type: str = "") -> Game:
         raise DataError(f"not a game.tw-pddl: {error} missing; expected pddl_problem and grammar") from error
     facts: dict[str, list[tuple[str, ...]]] = {}
     for name, arguments in _FACT.findall(init):
-        facts.setdefault(name, []).append(tuple(arguments.split()))
+        facts.setdefault(name, []).append(tuple(map(sys.intern, arguments.split())))
 
     def pairs(name: str) -> list[tuple[str, str]]:
         return [(f[0], f[1]) for f in facts.get(name, ())]
@@ -213,39 +264,72 @@ def load_game(data: Mapping[str, Any], task_type: str = "") -> Game:
         toggled=mask("istoggled", obj),
         taken=(),
     )
-    receptacles = tuple(names[r] for r in receptacle_ids)
-    objects = tuple(names[o] for o in object_ids)
+    object_type = tuple(types_o.get(o, "") for o in object_ids)
+    receptacle_type = tuple(types_r.get(r, "") for r in receptacle_ids)
+    able = {"": -1, "clean": mask("cleanable", obj), "hot": mask("heatable", obj), "cool": mask("coolable", obj)}
+    lamp = goal.target_type if goal.kind == "light" else ""
+    put_template = _string(grammar, r'action PutObject \{\s*template :: "([^"]*)"', "move {o} to {r}")
+    put = re.fullmatch(r"(\S+) \{o\}(.+)\{r\}", put_template)
+    if put is None:
+        raise DataError(f"cannot read the game's put command: expected 'VERB {{o}} ... {{r}}', got {put_template!r}")
+    receptacles = tuple(sys.intern(names[r]) for r in receptacle_ids)
+    objects = tuple(sys.intern(names[o]) for o in object_ids)
+    locations_of_receptacles = tuple(loc[where_r[r]] for r in receptacle_ids)
     return Game(
         task_type=task_type or kind,
         task=_string(grammar, r'"rhs":\s*"(Your task is to:[^"]*)"', ""),
         receptacles=receptacles,
-        receptacle_location=tuple(loc[where_r[r]] for r in receptacle_ids),
-        receptacle_type=tuple(types_r.get(r, "") for r in receptacle_ids),
+        receptacle_location=locations_of_receptacles,
+        receptacle_type=receptacle_type,
         openable=mask("openable", rec),
         objects=objects,
-        object_type=tuple(types_o.get(o, "") for o in object_ids),
+        object_type=object_type,
         pickupable=mask("pickupable", obj),
-        cleanable=mask("cleanable", obj),
-        heatable=mask("heatable", obj),
-        coolable=mask("coolable", obj),
+        cleanable=able["clean"],
+        heatable=able["hot"],
+        coolable=able["cool"],
         sliceable=mask("sliceable", obj),
         toggleable=mask("toggleable", obj),
         is_container=mask("isreceptacleobject", obj),
         nested=tuple(tuple(sorted(set(n))) for n in nested),
-        can_contain=frozenset(pairs("cancontain")),
+        can_contain=_shared(frozenset(pairs("cancontain"))),
         goal=goal,
         start=start,
-        put_template=_string(grammar, r'action PutObject \{\s*template :: "([^"]*)"', "move {o} to {r}"),
+        put_template=put_template,
         put_feedback=_string(
             grammar, r'"PutObject\.feedback":\s*\[\s*\{\s*"rhs":\s*"([^"]*)"', "You move the {o.name} to the {r.name}."
         ),
-        # the real grammar's parser skips blanks in front
-        help_text=_string(grammar, r'action help \{.*?feedback :: "([^"]*)"', "").lstrip(),
+        help_text=_help(grammar),
         walkthrough=tuple(data.get("walkthrough") or ()),
         by_location={k: tuple(v) for k, v in by_location.items()},
         receptacle_index={n: i for i, n in enumerate(receptacles)},
         object_index={n: i for i, n in enumerate(objects)},
+        all_go_commands=tuple(
+            sorted((f"go to {n}", at) for n, at in zip(receptacles, locations_of_receptacles, strict=True))
+        ),
+        devices=_devices(str(data.get("pddl_domain", ""))),
+        put_words=(put[1], put[2]),
+        goal_objects=_bits(o for o, k in enumerate(object_type) if k == goal.object_type) & able[goal.flag],
+        goal_receptacles=tuple(r for r, k in enumerate(receptacle_type) if k == goal.target_type and not lamp),
+        goal_lamps=_bits(o for o, k in enumerate(object_type) if k == lamp) & mask("toggleable", obj),
     )
+
+
+@lru_cache(maxsize=1024)
+def _shared(pairs: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
+    # Most games of a room have the same pairs: one set for all of them halves a game's memory.
+    return pairs
+
+
+def _bits(indices: Iterable[int]) -> int:
+    return sum(1 << i for i in indices)
+
+
+def _devices(domain: str) -> dict[str, frozenset[str]]:
+    # Official games clean with sinks and their basins; the domain that alfworld 0.4.2 makes games with has sinks
+    # commented out.
+    sinks = {"sinkbasintype"} if NO_SINKS in domain.lower() else {"sinktype", "sinkbasintype"}
+    return {"clean": frozenset(sinks), "heat": frozenset({"microwavetype"}), "cool": frozenset({"fridgetype"})}
 
 
 def read_game(text: str, task_type: str = "") -> Game:

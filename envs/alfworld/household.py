@@ -1,6 +1,7 @@
 """Household games made from a seed, in ALFWorld's file format: unlimited, solvable by construction, no data needed.
 
-Knows how rooms are furnished and tasks are drawn. Knows no play. Layouts decide the split: ``train`` and
+Knows how rooms are furnished and tasks are drawn, and, with ``game_file``, how the real ALFWorld is given such a game.
+Knows no play. Layouts decide the split: ``train`` and
 ``valid_seen`` share layouts (with other objects and tasks), ``valid_unseen`` has its own.
 """
 
@@ -8,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from steca_gym.errors import ConfigError, DataError
 
@@ -84,7 +87,7 @@ class HouseholdSettings:
     num_objects: int = 8
     """objects that a task may ask for"""
     num_distractors: int = 2
-    """of these, how many lie in the task's target from the start or share the wanted object's type, at most"""
+    """of these, how many may be of the wanted type beyond what the task needs (none where two are wanted)"""
     task_types: tuple[str, ...] = TASK_TYPES
     num_layouts: int = 20
     """layouts of train and valid_seen; valid_unseen has as many others"""
@@ -95,9 +98,10 @@ class HouseholdSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be furnished."""
-        for name in ("num_receptacles", "num_objects", "num_layouts", "num_train_tasks", "num_eval_tasks"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        least = {"num_objects": 1, "num_distractors": 0, "num_layouts": 1, "num_train_tasks": 1, "num_eval_tasks": 1}
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ConfigError(f"{name} must be >= {minimum}, got {getattr(self, name)}")
         if self.num_receptacles < 3:
             raise ConfigError(
                 f"num_receptacles must be >= 3, got {self.num_receptacles}; a task needs places to search"
@@ -111,7 +115,7 @@ class Household:
     """Games by task id ``SPLIT/NUMBER``."""
 
     name = "household"
-    version = "1"
+    version = "2"
 
     def __init__(self, settings: HouseholdSettings) -> None:
         """Make games of these settings."""
@@ -135,7 +139,7 @@ class Household:
         return load_game(self.data(task_id))
 
     def data(self, task_id: str) -> dict[str, object]:
-        """The content of the game's ``game.tw-pddl`` (without the domain, which the engine does not need)."""
+        """The game's ``game.tw-pddl`` without the domain and the grammar's fixed part, see ``game_file``."""
         split, _, number = task_id.partition("/")
         settings = self.settings
         seed = int.from_bytes(
@@ -144,6 +148,23 @@ class Household:
         rng = random.Random(seed)
         layout = rng.randrange(settings.num_layouts) + (settings.num_layouts if split == "valid_unseen" else 0)
         return _Draft(settings, layout, rng).write(settings.task_types[int(number) % len(settings.task_types)])
+
+
+def game_file(data: Mapping[str, object]) -> dict[str, object]:
+    """A game of ``Household.data`` with the domain and grammar of the installed alfworld, for ``game.tw-pddl``.
+
+    Raises DataError where the alfworld package is missing; playing here does not need it.
+    """
+    try:
+        from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
+    except ImportError as error:
+        raise DataError(
+            "no alfworld package; pip install 'steca-gym[alfworld-reference]' (needs g++ and make)"
+        ) from error
+    task = re.search(r'"(Your task is to: [^"]*)\."', str(data["grammar"]))
+    assert task is not None
+    grammar = Path(ALFRED_TWL2_PATH).read_text().replace("Your task is to: UNKNOWN GOAL", task[1])
+    return {**data, "pddl_domain": Path(ALFRED_PDDL_PATH).read_text(), "grammar": grammar}
 
 
 class _Draft:

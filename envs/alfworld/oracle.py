@@ -10,8 +10,10 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-from .engine import DEVICE, VERB, is_won, visible
+from .engine import is_won, visible
 from .game import Game, State
+
+_COMMAND = {"clean": "clean", "hot": "heat", "cool": "cool"}
 
 
 class Step(NamedTuple):
@@ -33,24 +35,17 @@ def _candidates(game: Game, state: State) -> list[list[Step] | None]:
     goal = game.goal
     objects = [o for o, kind in enumerate(game.object_type) if kind == goal.object_type and _reachable(game, state, o)]
     if goal.kind == "light":
-        lamps = [
-            (o, r)
-            for r, inside in enumerate(state.contents)
-            for o in inside
-            if game.object_type[o] == goal.target_type and game.toggleable >> o & 1
-        ]
+        lamps = [(o, r) for r, inside in enumerate(state.contents) for o in inside if game.goal_lamps >> o & 1]
         return [_Errand(game, state).light(o, lamp, r) for o in objects for lamp, r in lamps]
-    targets = [r for r, kind in enumerate(game.receptacle_type) if kind == goal.target_type]
     if goal.flag:
-        able = {"clean": game.cleanable, "hot": game.heatable, "cool": game.coolable}[goal.flag]
-        objects = [o for o in objects if able >> o & 1]
+        objects = [o for o in objects if game.goal_objects >> o & 1]
     if goal.kind == "place":
-        return [_Errand(game, state).place(o, r, goal.flag) for o in objects for r in targets]
+        return [_Errand(game, state).place(o, r, goal.flag) for o in objects for r in game.goal_receptacles]
     found: list[list[Step] | None] = []
-    for r in targets:
-        there = [o for o in objects if o in state.contents[r]]
+    for r in game.goal_receptacles:
+        num_there = sum(game.goal_objects >> o & 1 for o in state.contents[r])
         missing = [o for o in objects if o not in state.contents[r]]
-        for chosen in itertools.permutations(missing, max(0, 2 - len(there))):
+        for chosen in itertools.permutations(missing, max(0, 2 - num_there)):
             errand = _Errand(game, state)
             steps: list[Step] | None = []
             for o in chosen:
@@ -75,6 +70,9 @@ class _Errand:
         self.steps.append(Step(command, thought))
         self.state = self.state._replace(**changes)  # type: ignore[arg-type]
 
+    def _far(self, r: int) -> bool:
+        return self.game.receptacle_location[r] != self.state.location
+
     def _go(self, r: int, thought: str) -> None:
         where = self.game.receptacle_location[r]
         if where != self.state.location:
@@ -84,11 +82,12 @@ class _Errand:
         if not visible(self.game, self.state, r):
             self._do(f"open {self.game.receptacles[r]}", thought, opened=self.state.opened | 1 << r)
 
-    def _drop(self) -> bool:
-        """Put down what is in hand, where it costs least."""
+    def _drop(self, next_stop: int) -> bool:
+        """Put down what is in hand, where it costs least on the way to a receptacle that is opened next."""
         game, state, held = self.game, self.state, self.state.held
+        free = (state.location, game.receptacle_location[next_stop])
         options = [
-            ((game.receptacle_location[r] != state.location) + (not visible(game, state, r)), r)
+            ((game.receptacle_location[r] not in free) + (r != next_stop and not visible(game, state, r)), r)
             for r, kind in enumerate(game.receptacle_type)
             if (kind, game.object_type[held]) in game.can_contain
         ]
@@ -109,13 +108,13 @@ class _Errand:
     def _fetch(self, o: int) -> bool:
         if self.state.held == o:
             return True
-        if self.state.held >= 0 and not self._drop():
-            return False
         game = self.game
         homes = [r for r, inside in enumerate(self.state.contents) if o in inside]
         if not homes:
             return False
-        r = min(homes, key=lambda r: game.receptacle_location[r] != self.state.location)
+        r = min(homes, key=lambda r: self._far(r) + (not visible(game, self.state, r)))
+        if self.state.held >= 0 and not self._drop(r):
+            return False
         thought = f"I need to find {_kind(game.objects[o])}."
         self._go(r, thought)
         self._open(r, thought)
@@ -135,18 +134,19 @@ class _Errand:
         if (game.receptacle_type[target], game.object_type[o]) not in game.can_contain or not self._fetch(o):
             return None
         if flag and not {"clean": self.state.clean, "hot": self.state.hot, "cool": self.state.cool}[flag] >> o & 1:
-            devices = [r for r, kind in enumerate(game.receptacle_type) if kind in DEVICE[flag]]
+            command, at = _COMMAND[flag], game.receptacle_location
+            devices = [r for r, kind in enumerate(game.receptacle_type) if kind in game.devices[command]]
             if not devices:
                 return None
-            device = min(devices, key=lambda r: game.receptacle_location[r] != self.state.location)
-            thought = f"I need to {VERB[flag]} the {game.objects[o]}."
+            device = min(devices, key=lambda r: self._far(r) + (at[r] != at[target]))
+            thought = f"I need to {command} the {game.objects[o]}."
             self._go(device, thought)
             bit = 1 << o
             changes = {flag: getattr(self.state, flag) | bit}
             if flag != "clean":
                 other = "cool" if flag == "hot" else "hot"
                 changes[other] = getattr(self.state, other) & ~bit
-            self._do(f"{VERB[flag]} {game.objects[o]} with {game.receptacles[device]}", thought, **changes)
+            self._do(f"{command} {game.objects[o]} with {game.receptacles[device]}", thought, **changes)
         self._put(target, f"I need to put the {game.objects[o]} in {game.receptacles[target]}.")
         return self.steps
 

@@ -13,7 +13,7 @@ from steca_gym.errors import DataError
 
 from . import engine
 from .game import Game, State
-from .oracle import plan
+from .oracle import Step, plan
 
 
 class Games(Protocol):
@@ -50,6 +50,7 @@ class AlfredWorld(World):
         self._game: Game | None = None
         self._task_id = ""
         self._state: State | None = None
+        self._planned: tuple[State, list[Step] | None] | None = None
 
     @property
     def data_hash(self) -> str:
@@ -98,19 +99,25 @@ class AlfredWorld(World):
         """Sorted, as ALFWorld's ``admissible_commands``."""
         return engine.admissible(*self._live())
 
+    def _plan(self) -> list[Step] | None:
+        game, state = self._live()
+        if self._planned is None or self._planned[0] is not state:
+            self._planned = state, plan(game, state)
+        return self._planned[1]
+
     def expert_action(self) -> str | None:
         """First command of the shortest plan from here."""
-        steps = plan(*self._live())
+        steps = self._plan()
         return steps[0].command if steps else None
 
     def expert_thought(self) -> str:
         """The sub-goal behind ``expert_action``."""
-        steps = plan(*self._live())
+        steps = self._plan()
         return steps[0].thought if steps else ""
 
     def winnable(self) -> bool:
         """Whether a plan exists."""
-        return plan(*self._live()) is not None
+        return self._plan() is not None
 
     def state_key(self) -> Hashable:
         """The state itself: immutable and small."""
