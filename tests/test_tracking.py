@@ -1,0 +1,117 @@
+"""Trackers: what reaches them, and that none of them stops a run."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steca_gym.cli import main
+from steca_gym.errors import ConfigError, UnknownNameError
+from steca_gym.tracking import CompositeTracker, JsonlTracker, SafeTracker, Tracker, make_tracker
+
+CONF = ["--config-dir", str(Path(__file__).parent / "conf")]
+
+
+def events(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class Failing:
+    """Raises at every call but its making."""
+
+    def log(self, metrics: Mapping[str, float], *, phase: str = "", step: int | None = None) -> None:
+        raise OSError(28, "No space left on device")
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        raise RuntimeError("no network")
+
+    def summary(self, metrics: Mapping[str, Any]) -> None:
+        raise RuntimeError("no network")
+
+    def finish(self) -> None:
+        raise RuntimeError("no network")
+
+
+def use(tracker: Tracker) -> None:
+    tracker.log({"loss": 0.5}, phase="warm_up", step=3)
+    tracker.table("calibration_table", ["task", "step"], [["a", 1], ["ü", 2]])
+    tracker.summary({"success": 1.0})
+    tracker.finish()
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    use(JsonlTracker(tmp_path / "metrics.jsonl"))
+    use(JsonlTracker(tmp_path / "metrics.jsonl"))  # a resumed run appends
+    got = events(tmp_path / "metrics.jsonl")
+    assert [e["event"] for e in got] == 2 * ["metrics", "table", "summary"]
+    assert got[0]["phase"] == "warm_up" and got[0]["step"] == 3 and got[0]["metrics"] == {"loss": 0.5}
+    assert got[1]["rows"] == [["a", 1], ["ü", 2]]
+
+
+def test_a_failing_tracker_warns_once_and_its_siblings_go_on(tmp_path: Path) -> None:
+    failing = SafeTracker(Failing)
+    tracker = CompositeTracker([failing, SafeTracker(lambda: JsonlTracker(tmp_path / "metrics.jsonl"))])
+    with pytest.warns(UserWarning, match="the tracker failed and the run goes on.*No space left") as seen:
+        use(tracker)
+    assert len(seen) == 1 and failing.num_failures == 4
+    assert len(events(tmp_path / "metrics.jsonl")) == 3
+
+
+def test_a_tracker_that_cannot_start_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.warns(UserWarning, match="goes on without it"):
+        tracker = make_tracker({"name": "jsonl"}, folder=tmp_path / "taken", settings={})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        use(tracker)
+
+
+def test_wrong_settings_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="no logger 'wandv'; did you mean 'wandb'"):
+        make_tracker({"name": "wandv"}, folder=tmp_path, settings={})
+    pytest.importorskip("wandb")
+    with pytest.raises(ConfigError, match="offline, online or disabled, got 'ofline'"):
+        make_tracker({"name": "wandb", "project": "p", "mode": "ofline"}, folder=tmp_path, settings={})
+
+
+def test_a_run_tells_metrics_of_each_phase_and_its_calibrations(tmp_path: Path) -> None:
+    command = [*CONF, "env=corridor", "agent=stumbling", f"run_dir={tmp_path}"]
+    assert main(["calibrate", *command]) == 0
+    assert main(["evaluate", *CONF, f"run={tmp_path}"]) == 0
+    got = events(tmp_path / "metrics.jsonl")
+    assert {"demonstrations", "calibration", "evaluation"} == {e["phase"] for e in got if e["event"] == "metrics"}
+    (table,) = [e for e in got if e["event"] == "table"]
+    assert table["name"] == "calibration_table" and table["columns"][:2] == ["task", "step"] and table["rows"]
+    (summary,) = [e for e in got if e["event"] == "summary"]
+    assert 0 <= summary["metrics"]["success"] <= 1
+
+
+def test_wandb_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb", reason="the wandb extra is not installed: the offline W&B run is NOT tested")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    seen: list[dict[str, Any]] = []
+    init = wandb.init
+
+    def spy(**kwargs: Any) -> Any:
+        run = init(**kwargs)
+        log = run.log
+        monkeypatch.setattr(run, "log", lambda data, **more: (seen.append(dict(data)), log(data, **more))[1])
+        return run
+
+    monkeypatch.setattr(wandb, "init", spy)
+    command = [*CONF, "env=corridor", "agent=stumbling", "logger=wandb", f"run_dir={tmp_path}"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the tracker failed")
+        assert main(["calibrate", *command]) == 0
+    assert any("calibration/num_samples" in metrics for metrics in seen)
+    assert any("demonstrations/seconds" in metrics for metrics in seen)
+    (table,) = [m["calibration_table"] for m in seen if "calibration_table" in m]
+    assert table.columns[:3] == ["task", "step", "deviated action"] and table.data
+    # What `wandb sync` uploads later lies in the run's folder, and the JSON lines beside it.
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert events(tmp_path / "metrics.jsonl")
