@@ -235,7 +235,8 @@ def calibration(run: Run, model: Path | None, experts: Sequence[Trajectory], rou
             with run.progress("calibration", len(chosen)) as on_progress:
 
                 def show(done: int, total: int, counts: Counts) -> None:
-                    on_progress(done, f"{counts.num_accepted} accepted, {counts.num_samples} continuations")
+                    told = f"{counts.num_accepted} accepted, {counts.num_samples} continuations"
+                    on_progress(done, f"{told}; {run.ledger.cost.line()}")
 
                 calibrated = calibrate(
                     collector,

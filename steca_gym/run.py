@@ -181,8 +181,11 @@ class Run:
         spent = state["unfinished"].pop(name)
         record["seconds"] = round(spent.pop("elapsed"), 2)
         record["cost"] = spent
+        if record.get("num_accepted"):
+            record["cost_per_calibrated"] = {k: v / record["num_accepted"] for k, v in spent.items()}
         self._record(name, record, state)
-        self.console.print(f"  [dim]{title}: {record['seconds']:.0f} s[/dim]")
+        told = type(cost)(**{k: v for k, v in spent.items() if k != "seconds"}).line()
+        self.console.print(f"  [dim]{title}: {record['seconds']:.0f} s; {told}[/dim]", highlight=False, soft_wrap=True)
 
     def adopt(self, name: str, record: dict[str, Any]) -> None:
         """Take over the record of a phase that another run did for this one too; does nothing where it is done."""
@@ -309,6 +312,9 @@ class Run:
 
         engine = instantiate(self.settings["agent"]["engine"])
         made: Agent = engine() if model is None else engine(model)
+        line = getattr(made, "engine_line", "")
+        if line:
+            self.console.print(f"  [dim]{line}[/dim]", highlight=False, soft_wrap=True)
         return made
 
     def collector(
@@ -328,7 +334,7 @@ class Run:
             if progress.ledger.cost.num_turns >= _NUM_TRIED_TURNS:
                 check_turns(progress.ledger.cost)
             if on_progress is not None:
-                on_progress(progress.num_finished, f"{progress.ledger.cost.num_env_steps} environment steps")
+                on_progress(progress.num_finished, progress.ledger.cost.line())
 
         return Collector(
             functools.partial(make_env, self.settings["env"], split or self.settings["env"]["train_split"]),

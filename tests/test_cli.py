@@ -101,6 +101,15 @@ def test_a_whole_loop_goes_phase_by_phase_and_resumes(tmp_path: Path, capsys: py
     assert report["success_low"] <= report["success"] <= report["success_high"]
     phases = json.loads((folder / "run.json").read_text())["phases"]
     assert {"demonstrations", "calibration", "reinforce", "evaluation"} <= set(phases)
+    # What each phase cost stands beside it, and what one accepted calibration cost.
+    cost = phases["calibration"]["cost"]
+    assert cost["num_sampled_tokens"] > 0 and cost["num_prompt_tokens_reused"] > 0 and cost["seconds_model"] > 0
+    assert phases["evaluation"]["cost"]["num_episodes"] >= 3
+    if accepted:
+        each = phases["calibration"]["cost_per_calibrated"]
+        assert each["num_env_steps"] == pytest.approx(cost["num_env_steps"] / len(accepted))
+    told = capsys.readouterr().err
+    assert "environment steps" in told and "reused" in told and "blocks (histories are read once)" in told
     # The same command again finds everything done.
     before = (folder / "buffer.sqlite").stat().st_mtime_ns, (folder / "model" / "model.safetensors").stat().st_mtime_ns
     assert main(["calibrate", f"run={folder}"]) == 0

@@ -64,6 +64,21 @@ class Cost:
         """Counters by name, and ``seconds``, their sum of seconds."""
         return {**{name: getattr(self, name) for name in _NAMES}, "seconds": self.seconds}
 
+    def line(self) -> str:
+        """The counters in one line, for displays; what is zero is left out."""
+        asked = self.num_prompt_tokens_read + self.num_prompt_tokens_reused
+        parts = [f"{self.num_env_steps:,.0f} environment steps"]
+        if self.num_replayed_steps:
+            parts.append(f"{self.num_replayed_steps:,.0f} replayed")
+        if self.num_sampled_tokens:
+            parts.append(f"{self.num_sampled_tokens:,.0f} tokens sampled")
+        if asked:
+            parts.append(f"{asked:,.0f} prompt tokens, {self.num_prompt_tokens_reused / asked:.0%} reused")
+        if self.seconds:
+            shares = ("model", self.seconds_model), ("environment", self.seconds_environment)
+            parts += [f"{name} {part / self.seconds:.0%} of the time" for name, part in shares]
+        return ", ".join(parts)
+
 
 _NAMES = tuple(field.name for field in fields(Cost))
 

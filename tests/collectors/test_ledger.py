@@ -33,3 +33,21 @@ def test_ledgers_merge_from_objects_and_from_plain_data():
 def test_unknown_counters_are_refused():
     with pytest.raises(DataError, match="no counter 'num_apples'"):
         Ledger().merge({"a": {"num_apples": 1}})
+
+
+def test_a_line_says_what_was_counted():
+    assert Cost(num_env_steps=3).line() == "3 environment steps"
+    cost = Cost(
+        num_env_steps=12_000,
+        num_replayed_steps=5,
+        num_sampled_tokens=700,
+        num_prompt_tokens_read=10,
+        num_prompt_tokens_reused=30,
+        seconds_model=9.0,
+        seconds_environment=0.5,
+        seconds_framework=0.5,
+    )
+    assert cost.line() == (
+        "12,000 environment steps, 5 replayed, 700 tokens sampled, 40 prompt tokens, 75% reused, "
+        "model 90% of the time, environment 5% of the time"
+    )
