@@ -11,6 +11,7 @@ import difflib
 import errno
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -91,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except errors.StecaError as error:
         print(f"steca: {error}", file=sys.stderr)
         return exit_code(error)
+    except BrokenPipeError:  # e.g. `steca run --help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("steca: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -151,6 +155,8 @@ def _hydra(command: str, args: list[str]) -> int:
     old, sys.argv = sys.argv, ["steca " + command, *args]
     try:
         job()
+    except SystemExit as end:  # Hydra's way to end behind --help, and behind a defect that it has printed
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
         sys.argv = old
     return max(codes, default=0)
@@ -212,6 +218,10 @@ def explain_overrides(args: Sequence[str]) -> None:
     for override, text in zip(overrides, texts, strict=True):
         choices = _choices(override)
         key = override.key_or_group
+        if override.is_sweep_override() and not {"-m", "--multirun"} & set(args):
+            raise errors.ConfigError(
+                f"{text} names several values; for one run of each put -m first: steca run -m {text}"
+            )
         if key in _groups(config_dirs):
             known = _group_choices(key, config_dirs)
             for choice in choices or [str(override.value())]:
