@@ -15,7 +15,7 @@ of our engine with the same record in seconds, without the real one.
 
 The real engine is slow because it parses the same grammar strings again and again, and runs its translator twice more for
 a planner that is not asked. ``Real`` keeps what was parsed and leaves the planner out; ``--plain`` plays it untouched,
-and ``tests/envs/test_alfworld_reference.py`` shows that both say the same.
+and ``tests/envs/alfworld/test_reference.py`` shows that both say the same.
 """
 
 from __future__ import annotations
@@ -292,12 +292,18 @@ def compare_again(path: Path, source: str | None) -> int:
     return wrong
 
 
+def household_task(number: int) -> tuple[Household, str]:
+    """A generator and a task of it, of many sizes."""
+    i = number
+    sizes = {"num_receptacles": 4 + i % 9, "num_objects": 3 + i % 11, "num_distractors": i % 4}
+    games = Household(HouseholdSettings(seed=i // 12, **sizes))
+    return games, f"{('train', 'valid_seen', 'valid_unseen')[i % 3]}/{i}"
+
+
 def household_games(count: int) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Generated games of many sizes, as files that the real engine plays."""
+    """Generated games as files that the real engine plays."""
     for i in range(count):
-        sizes = {"num_receptacles": 4 + i % 9, "num_objects": 3 + i % 11, "num_distractors": i % 4}
-        games = Household(HouseholdSettings(seed=i // 12, **sizes))
-        task_id = f"{('train', 'valid_seen', 'valid_unseen')[i % 3]}/{i}"
+        games, task_id = household_task(i)
         yield f"household/{i}/{task_id}", game_file(games.data(task_id)), ""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from steca_gym.env import TextEnv
 
-from .household import Household, HouseholdSettings
+from .household import Household, HouseholdSettings, game_file
 from .official import OfficialGames
 from .world import AlfredWorld
 
@@ -61,4 +61,12 @@ def _household(settings: HouseholdSettings) -> Household:
     return Household(settings)
 
 
-__all__ = ["AlfredWorld", "Household", "HouseholdSettings", "OfficialGames", "make_alfworld", "make_household"]
+__all__ = [
+    "AlfredWorld",
+    "Household",
+    "HouseholdSettings",
+    "OfficialGames",
+    "game_file",
+    "make_alfworld",
+    "make_household",
+]

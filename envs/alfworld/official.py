@@ -184,7 +184,7 @@ def _fill(db: sqlite3.Connection, source: Path) -> None:
             if not raw["solvable"] or "movable" in task_id or "Sliced" in task_id:
                 continue
             # Of the PDDL domain only this decides anything, and it is the same in all games: half of the cache.
-            raw["pddl_domain"] = NO_SINKS if NO_SINKS in raw["pddl_domain"].lower() else ""
+            raw["pddl_domain"] = NO_SINKS if NO_SINKS in raw.get("pddl_domain", "").lower() else ""
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DataError(f"cannot read {name!r} of {str(source)!r}: {error!r}; download it again") from error
         digest.update(f"{task_id}\0{text}".encode())

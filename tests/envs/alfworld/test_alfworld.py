@@ -12,9 +12,13 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from steca_gym.envs.alfworld import engine, make_alfworld, make_household
 from steca_gym.envs.alfworld.game import TASK_TYPES
+from steca_gym.envs.alfworld.household import Household, HouseholdSettings
 
+from steca_gym.agent import parse_turn
+from steca_gym.compare import compose
 from steca_gym.env import TextEnv
 from steca_gym.errors import ConfigError, DataError
+from steca_gym.testing import check_text_env
 
 
 def official_data() -> str:
@@ -29,6 +33,48 @@ def official_data() -> str:
 @pytest.fixture
 def env() -> TextEnv:
     return make_household(num_receptacles=5, num_objects=5)
+
+
+def test_it_conforms() -> None:
+    check_text_env(make_household).raise_if_failed()
+
+
+def test_the_prompts_example_is_a_game_as_it_is_played() -> None:
+    messages = compose(["env=household", "env/prompt=react"]).env.prompt.examples
+    env = make_household(num_receptacles=6, num_objects=6, seed=77)
+    observation, _ = env.reset(options={"task_id": "train/26"})
+    assert messages[0].content == observation
+    for i in range(1, len(messages), 2):
+        turn = parse_turn(messages[i].content)
+        assert turn.action is not None and turn.thought
+        observation, _, over, _, info = env.step(turn.action)
+        assert info["valid"] and over == (i == len(messages) - 1)
+        assert over or messages[i + 1].content == observation
+    assert info["won"]
+    # Models that are warmed up read no instructions; both environments take either.
+    assert not compose(["env=household"]).env.prompt.examples
+    assert compose(["env=alfworld", "env/prompt=react"]).env.prompt.examples == messages
+
+
+def test_settings_make_a_game_harder_and_layouts_make_the_splits() -> None:
+    easy, hard = (
+        Household(HouseholdSettings(num_receptacles=n, num_objects=m, num_distractors=d))
+        for n, m, d in ((3, 2, 0), (15, 20, 6))
+    )
+
+    def same(games: Household) -> int:
+        found = [games.game(f"train/{i}") for i in range(0, 60, 6)]
+        return sum(g.goal_objects.bit_count() - 1 for g in found)
+
+    assert same(easy) == 0 < same(hard)
+    assert len(hard.game("train/0").receptacles) == 18 and len(hard.game("train/0").objects) == 21
+    games = Household(HouseholdSettings(num_layouts=4))
+    layouts = {
+        split: {games.game(f"{split}/{i}").receptacles for i in range(40)}
+        for split in ("train", "valid_seen", "valid_unseen")
+    }
+    assert layouts["valid_seen"] <= layouts["train"] and not layouts["valid_unseen"] <= layouts["train"]
+    assert all(len(found) <= 4 for found in layouts.values())
 
 
 def test_gymnasium_accepts_it_and_makes_it_by_id() -> None:
@@ -116,6 +162,8 @@ def test_hostile_actions_are_answered(env: TextEnv, action: str) -> None:
 def test_bad_settings_and_tasks_say_what_is_wrong(env: TextEnv) -> None:
     with pytest.raises(ConfigError, match="num_receptacles must be >= 3, got 1"):
         make_household(num_receptacles=1)
+    with pytest.raises(ConfigError, match="num_distractors must be >= 0, got -1"):
+        make_household(num_distractors=-1)
     with pytest.raises(DataError, match="expected SPLIT/NUMBER"):
         env.reset(options={"task_id": "kitchen"})
     with pytest.raises(DataError, match="alfworld-download"):
