@@ -14,13 +14,16 @@ from numba import njit, types
 from numba.extending import overload
 
 from steca_gym.distances._kernels import pair_cost
-from steca_gym.distances._lanes import cross_group, pairs_group
+from steca_gym.distances._lanes import cross_group, lay_out, pairs_group
 
 SQRT, SUM, NONE = 0, 1, 2
 """codes of the normalisations that divide by something known beforehand"""
 
 CHUNK = 512
 """sequences of A that meet a group of B's in one kernel call; bounds the scratch for results"""
+
+SPAN_STEPS = 1 << 16
+"""steps of A between which column tiles hand over an edge; bounds the scratch for edges to 4 MiB"""
 
 _MIN_LANES = 5
 """lanes that must be busy on average for a group of pairs: one gathered vector costs as much as about five
@@ -140,58 +143,90 @@ def pairs_block(table, ids_a, off_a, ids_b, off_b, rows, columns, order, lanes, 
 
 
 @njit(cache=True, nogil=True)
-def cross_block(table, ids_a, off_a, chosen, ids_b, off_b, members, lanes, mirror, band, d_max, code, costs, out):
+def cross_block(
+    table, num_steps, ids_a, off_a, chosen, ids_b, off_b, members, lanes, tile, mirror, band, d_max, code, costs, out
+):
     """Distances of sequences ``chosen`` of A and ``members`` of B (at most ``lanes``) into ``out``.
 
-    They go to ``out[chosen, members]``; with ``mirror`` also to ``out[members, chosen]``. ``costs``: scratch,
-    see ``cross_group``; the rest as in ``pairs_block``.
+    ``table`` has a row for each step of B and a pad row, and a column for each of the ``num_steps`` steps of A,
+    padded to whole vectors. Results go to ``out[chosen, members]``; with ``mirror`` also to ``out[members,
+    chosen]``. ``tile``: columns laid out at once; ``costs``: scratch for them, see ``lay_out``; the rest as in
+    ``pairs_block``.
     """
     count = members.size
     length = 1
     for k in members:
         length = max(length, off_b[k + 1] - off_b[k])
-    packed = np.empty(length * lanes, np.int32)
+    starts = np.empty(length * lanes, np.int32)
     above = np.empty(length * lanes, table.dtype)
     row = np.empty(length * lanes, table.dtype)
-    pad = table.shape[1] - 1
+    flat = table.reshape(table.size)
+    lengths = np.empty(lanes, np.int64)
+    values = np.empty(lanes, np.float64)
     for lane in range(lanes):
         k = members[min(lane, count - 1)]
         m = off_b[k + 1] - off_b[k]
-        _pack(ids_b, off_b[k], m, length, lane, lanes, pad, 1, packed)
+        lengths[lane] = m
+        _pack(ids_b, off_b[k], m, length, lane, lanes, table.shape[0] - 1, table.shape[1], starts)
         for j in range(length):
             above[j * lanes + lane] = 0 if j < length - m else np.inf
-    slots = np.full(table.shape[0], -1, np.int32)
-    owners = np.empty(table.shape[0], np.int32)
+    used = np.zeros(num_steps, np.bool_)
+    for c in chosen:
+        for i in range(off_a[c], off_a[c + 1]):
+            used[ids_a[i]] = True
+    wanted = np.zeros((num_steps + lanes - 1) // lanes, np.bool_)
+    for u in range(num_steps):
+        if used[u]:
+            wanted[u // lanes] = True
     size = min(CHUNK, chosen.size)
     results = np.empty((size, lanes), table.dtype)
     bounds = np.empty((1 if d_max is None else size, lanes), table.dtype)
     shifts = np.empty((1 if band is None else size, lanes), np.int32)
     widths = np.empty((1 if band is None else size, lanes), np.int32)
-    for start in range(0, chosen.size, CHUNK):
-        part = chosen[start : start + CHUNK]
-        if band is not None or d_max is not None:
-            for c in range(part.size):
-                n = off_a[part[c] + 1] - off_a[part[c]]
-                for lane in range(lanes):
-                    k = members[min(lane, count - 1)]
-                    m = off_b[k + 1] - off_b[k]
-                    if band is not None:
-                        radius = max(band, abs(n - m))
-                        shifts[c, lane] = radius - (length - m)
-                        widths[c, lane] = 2 * radius
-                    if d_max is not None:
-                        bounds[c, lane] = d_max * _divisor(n, m, code) * _SLACK
-        cross_group(
-            table, ids_a, off_a, part, packed, above, length,
-            _if_set(band, shifts), _if_set(band, widths),
-            _if_set(d_max, bounds), costs, slots, owners, row, results,
-        )  # fmt: skip
-        for c in range(part.size):
-            n = off_a[part[c] + 1] - off_a[part[c]]
-            for lane in range(count):
-                k = members[lane]
-                m = off_b[k + 1] - off_b[k]
-                value = _finish(np.float64(results[c, lane]), n, m, code, d_max)
-                out[part[c], k] = value
-                if mirror:
-                    out[k, part[c]] = value
+    edges = np.empty(0, table.dtype)
+    laid = -1
+    begin = 0
+    while begin < chosen.size:
+        end = begin
+        steps = 0
+        while end < chosen.size and (end == begin or steps < SPAN_STEPS):
+            steps += off_a[chosen[end] + 1] - off_a[chosen[end]]
+            end += 1
+        if tile < length and edges.size < steps * lanes:
+            edges = np.empty(steps * lanes, table.dtype)
+        for first in range(0, length, tile):
+            last = min(first + tile, length)
+            if first != laid:
+                lay_out(flat, starts, first, last, wanted, lanes, costs)
+                laid = first
+            at = 0
+            for start in range(begin, end, CHUNK):
+                part = chosen[start : min(start + CHUNK, end)]
+                if band is not None or d_max is not None:
+                    for c in range(part.size):
+                        n = off_a[part[c] + 1] - off_a[part[c]]
+                        for lane in range(lanes):
+                            m = lengths[lane]
+                            if band is not None:
+                                radius = max(band, abs(n - m))
+                                shifts[c, lane] = radius - (length - m)
+                                widths[c, lane] = 2 * radius
+                            if d_max is not None:
+                                # A tile sees no whole rows, so that nothing can be abandoned.
+                                bounds[c, lane] = d_max * _divisor(n, m, code) * _SLACK if tile >= length else np.inf
+                at = cross_group(
+                    ids_a, off_a, part, above, length, first, last,
+                    _if_set(band, shifts), _if_set(band, widths),
+                    _if_set(d_max, bounds), costs, edges, at, row, results,
+                )  # fmt: skip
+                if last < length:
+                    continue
+                for c in range(part.size):
+                    n = off_a[part[c] + 1] - off_a[part[c]]
+                    for lane in range(lanes):  # apart from the scattering, so that roots and divisions vectorise
+                        values[lane] = _finish(np.float64(results[c, lane]), n, lengths[lane], code, d_max)
+                    for lane in range(count):
+                        out[part[c], members[lane]] = values[lane]
+                        if mirror:
+                            out[members[lane], part[c]] = values[lane]
+        begin = end

@@ -1,4 +1,4 @@
-"""Kernels of the hash encoder and of row deduplication. Knows bytes and arrays, no texts and no files."""
+"""Kernels of the hash encoder and of numbering rows and ids. Knows bytes and arrays, no texts and no files."""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
@@ -7,9 +7,14 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from steca_gym.distances._simd import prefetch
+
 _FNV_OFFSET = np.uint32(2166136261)
 _FNV_PRIME = np.uint32(16777619)
 _BLANK = 32
+
+_AHEAD = 4
+"""rows that are asked for before they are read: a row's work is too long for the processor to look past it"""
 
 
 @njit(cache=True, nogil=True)
@@ -102,10 +107,11 @@ def embed_texts(data, offsets, dim, min_n, max_n, word_weight, idf, out):
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _digest(row, coefficients):
-    # Multilinear hashing, (32 x 32 -> 64 bit products, summed): vectorised by LLVM, about 16 bytes a cycle.
+    # The halves of each word, mixed with a key, are multiplied and summed: one product for eight bytes.
     total = np.uint64(0x9E3779B97F4A7C15)
     for k in range(row.size):
-        total += np.uint64(row[k]) * np.uint64(coefficients[k])
+        word = np.uint64(row[k]) ^ coefficients[k]
+        total += (word & np.uint64(0xFFFFFFFF)) * (word >> np.uint64(32))
     total ^= total >> np.uint64(32)
     return total * np.uint64(0xC2B2AE3D27D4EB4F)
 
@@ -115,7 +121,7 @@ def _equal(a, b):
     # Blocks of a fixed size without an exit inside, so that they vectorise.
     blocks = a.size // 64
     for block in range(blocks):
-        different = np.uint32(0)
+        different = a[0] ^ a[0]
         for k in range(64):
             different |= a[block * 64 + k] ^ b[block * 64 + k]
         if different:
@@ -131,11 +137,11 @@ def number_rows(words, coefficients, slots, digests, known, count, start, ids):
     """Number equal rows alike, in order of first appearance, each row being read from memory once.
 
     Args:
-        words: uint32 (n, width), the rows' bytes.
-        coefficients: uint32 (width,), odd numbers without a pattern.
+        words: uint64, or uint32 where rows are an odd number of them; (n, width), the rows' bytes.
+        coefficients: uint64 (width,), numbers without a pattern.
         slots: int32, a power of two > 2 * capacity of them; -1 where free (open addressing).
         digests: uint64 (capacity,).
-        known: uint32 (capacity, width), a copy of each distinct row.
+        known: as ``words``, (capacity, width), a copy of each distinct row.
         count: distinct rows known before.
         start: first row to look at.
         ids: int32 (n,), filled from ``start``.
@@ -145,8 +151,13 @@ def number_rows(words, coefficients, slots, digests, known, count, start, ids):
         bytes: a digest shared by different rows costs a probe, never an error.
     """
     mask = np.int64(slots.size - 1)
+    width = words.shape[1]
+    flat = words.reshape(words.size)
+    per_line = 64 // words.itemsize
     for i in range(start, words.shape[0]):
         row = words[i]
+        for k in range((i + _AHEAD) * width, (i + _AHEAD + 1) * width, per_line):
+            prefetch(flat, k)
         digest = _digest(row, coefficients)
         slot = np.int64(digest >> np.uint64(20)) & mask
         while True:
@@ -176,3 +187,24 @@ def refill_slots(digests, count, slots):
         while slots[slot] >= 0:
             slot = (slot + 1) & mask
         slots[slot] = group
+
+
+@njit(cache=True, nogil=True)
+def narrow(ids, size, out):
+    """Copy int64 ``ids`` to int32 ``out``; returns the first index that is not in [0, size), or -1."""
+    bad = False
+    for k in range(ids.size):
+        bad |= ids[k] < 0 or ids[k] >= size
+        out[k] = ids[k]
+    if bad:
+        for k in range(ids.size):
+            if ids[k] < 0 or ids[k] >= size:
+                return k
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def mark(ids, used):
+    """Set ``used`` (bool) at each of ``ids``."""
+    for k in ids:
+        used[k] = True

@@ -8,17 +8,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from steca_gym.distances._hashing import narrow
 from steca_gym.distances._rows import number_all
-from steca_gym.distances.costs import FloatArray, checked_norms, cost_table, pad_table
+from steca_gym.distances.costs import FloatArray, checked_norms, cost_table, empty_table
 from steca_gym.distances.encoders import Encoder, encode_checked, resolve_encoder
 from steca_gym.distances.options import COST_CODES
 from steca_gym.errors import ConfigError, DataError
 from steca_gym.registry import explain_unknown
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 Ids = NDArray[np.int32]
 Offsets = NDArray[np.int64]
@@ -61,16 +66,23 @@ class Costs:
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(np.float32) if self.left is None else self.left.dtype
 
-    def table(self, rows: Ids, columns: Ids, pad: bool) -> FloatArray:
-        """Costs between the given distinct steps; ``pad``: see ``pad_table``."""
-        if self.kind == "exact":
-            table: FloatArray = (rows[:, None] != columns[None, :]).astype(np.float32)
-            return pad_table(table) if pad else table
-        assert self.left is not None
-        if self.kind == "given":
-            table = np.ascontiguousarray(self.left[np.ix_(rows, columns)])
-            return pad_table(table) if pad else table
-        assert self.norms is not None
+    def table(self, rows: Ids, columns: Ids, pad: bool, *, turned: bool = False) -> FloatArray:
+        """Costs between the given distinct steps; ``pad``: see ``costs.empty_table``.
+
+        ``turned``: the rows are steps of B and the columns steps of A, which matters to a given table alone.
+        """
+        if self.kind in ("exact", "given"):
+            table = empty_table(rows.size, columns.size, self.dtype, pad)
+            inner = table[: rows.size, : columns.size]
+            if self.kind == "exact":
+                inner[...] = rows[:, None] != columns[None, :]
+                return table
+            assert self.left is not None
+            left = self.left.T if turned else self.left
+            every = _is_all(rows, len(left)) and _is_all(columns, left.shape[1])
+            inner[...] = left if every else left[np.ix_(rows, columns)]
+            return table
+        assert self.left is not None and self.norms is not None
         left, norms = _take(self.left, rows), _take(self.norms, rows)
         if rows is columns:
             return cost_table(left, left, norms, norms, self.kind == "cosine", pad)
@@ -78,9 +90,13 @@ class Costs:
         return cost_table(left, right, norms, norms_right, self.kind == "cosine", pad)
 
 
+def _is_all(ids: Ids, size: int) -> bool:
+    return len(ids) == size and bool((ids == np.arange(size)).all())
+
+
 def _take(rows: NDArray[Any], ids: Ids) -> NDArray[Any]:
     """``rows[ids]``, without a copy where that is all of them in order."""
-    return rows if len(ids) == len(rows) and (ids == np.arange(len(ids))).all() else rows[ids]
+    return rows if _is_all(ids, len(rows)) else rows[ids]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +134,9 @@ def _flatten(batch: Any, what: str) -> tuple[Any, Offsets, str]:
         raise DataError(f"{what}[{k}] is empty, expected at least one step; drop it before measuring")
     if _is_texts(first):
         return list(itertools.chain.from_iterable(batch)), offsets, "texts"
+    joined = _joined_ids(batch)
+    if joined is not None:
+        return joined, offsets, "ids"
     if not _uniform(batch):
         batch = [_checked_array(sequence, f"{what}[{k}]") for k, sequence in enumerate(batch)]
         for k, array in enumerate(batch):
@@ -133,27 +152,37 @@ def _flatten(batch: Any, what: str) -> tuple[Any, Offsets, str]:
 
 
 def _uniform(batch: Any) -> bool:
-    """Whether all are arrays that ``_checked_array`` would pass as they are, and alike; a cheap look."""
+    """Whether all are embeddings that ``_checked_array`` would pass as they are, and alike; a cheap look."""
     first = batch[0]
-    if type(first) is not np.ndarray or first.ndim not in (1, 2):
+    if type(first) is not np.ndarray or first.ndim != 2 or first.dtype not in _FLOATS or 0 in first.shape:
         return False
-    if first.ndim == 1:
-        return first.dtype.kind in "iu" and all(
-            type(array) is np.ndarray and array.ndim == 1 and array.dtype is first.dtype for array in batch
+    size = first.itemsize
+    try:
+        return (
+            all(map(is_, map(type, batch), repeat(np.ndarray)))
+            and _same_dtype(batch, first.dtype)
+            and set(map(itemgetter(1), map(attrgetter("shape"), batch))) == {first.shape[1]}
+            and set(map(attrgetter("strides"), batch)) == {(first.shape[1] * size, size)}
         )
-    dim, dtype = first.shape[1], first.dtype
-    return (
-        dim > 0
-        and dtype in (np.float32, np.float64)
-        and all(
-            type(array) is np.ndarray
-            and array.ndim == 2
-            and array.shape[1] == dim
-            and array.dtype is dtype
-            and array.flags.c_contiguous
-            for array in batch
-        )
-    )
+    except IndexError:
+        return False
+
+
+def _same_dtype(batch: Any, dtype: np.dtype[Any]) -> bool:
+    return all(map(is_, map(attrgetter("dtype"), batch), repeat(dtype)))
+
+
+def _joined_ids(batch: Any) -> NDArray[np.int64] | None:
+    """Indices of a list of alike integer arrays, end to end; None where it has to be looked at one by one."""
+    first = batch[0]
+    if type(first) is not np.ndarray or first.ndim != 1 or first.dtype.kind not in "iu":
+        return None
+    try:
+        if _same_dtype(batch, first.dtype):
+            return np.concatenate(batch).astype(np.int64, copy=False)
+    except (AttributeError, ValueError):  # one has no dtype, or another number of dimensions
+        pass
+    return None
 
 
 def _checked_offsets(offsets: Any, num_steps: int, what: str) -> Offsets:
@@ -193,10 +222,11 @@ def _number_texts(texts: Sequence[str]) -> tuple[Ids, list[str]]:
 
 
 def _checked_ids(ids: NDArray[np.int64], offsets: Offsets, size: int, what: str) -> Ids:
-    if ids.size and not (ids.min() >= 0 and ids.max() < size):
-        flat = int(np.flatnonzero((ids < 0) | (ids >= size))[0])
+    out = np.empty(ids.size, np.int32)
+    flat = narrow(ids, size, out)
+    if flat >= 0:
         raise DataError(f"{_locate(flat, offsets, what)} is index {ids[flat]}, expected 0 to {size - 1}")
-    return ids.astype(np.int32)
+    return out
 
 
 def _locate(flat: int, offsets: Offsets, what: str) -> str:

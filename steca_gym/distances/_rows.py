@@ -28,15 +28,16 @@ class RowNumbers:
         """Start empty, for rows of ``width`` values of ``dtype`` (float32 or float64)."""
         self.dtype = dtype
         self.count = 0
-        num_words = width * dtype.itemsize // 4
-        self._coefficients = np.random.default_rng(5).integers(0, 1 << 31, num_words, dtype=np.uint32) * 2 + 1
-        self._known = np.empty((256, num_words), np.uint32)
+        self._word: type[np.unsignedinteger[Any]] = np.uint32 if width * dtype.itemsize % 8 else np.uint64
+        num_words = width * dtype.itemsize // np.dtype(self._word).itemsize
+        self._coefficients = np.random.default_rng(5).integers(0, 1 << 64, num_words, dtype=np.uint64)
+        self._known = np.empty((256, num_words), self._word)
         self._digests = np.empty(256, np.uint64)
         self._slots = np.full(1024, -1, np.int32)
 
     def add(self, rows: NDArray[Any], ids: NDArray[np.int32]) -> None:
         """Number ``rows`` (n, width), C order, into ``ids`` (n,)."""
-        words = rows.view(np.uint32)
+        words = rows.view(self._word)
         done = 0
         while True:
             self.count, done = number_rows(

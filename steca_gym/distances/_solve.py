@@ -18,8 +18,11 @@ from steca_gym.distances.costs import FloatArray
 from steca_gym.distances.options import Options
 
 _VECTOR_BYTES = 64
-_SCRATCH_BYTES = 2 * 1024 * 1024
+_TILE_BYTES = 1024 * 1024
 """laid-out lane costs per thread: what is read again and again should stay in the second-level cache"""
+
+_ABANDONING_TILE_BYTES = 8 * 1024 * 1024
+"""the same with ``d_max``, which needs whole rows to see that a bound is passed"""
 
 _CELLS_PER_THREAD = {"pairs": 250_000, "matrix": 2_000_000}
 """cells that are worth a thread, about half a millisecond: on a busy machine a started thread waits for its turn"""
@@ -38,7 +41,7 @@ def _borrow(size: int, dtype: np.dtype[Any]) -> tuple[NDArray[np.uint8], FloatAr
     except IndexError:
         buffer = np.empty(0, np.uint8)
     if buffer.size < num_bytes + _VECTOR_BYTES:
-        buffer = np.empty(max(num_bytes, _SCRATCH_BYTES) + _VECTOR_BYTES, np.uint8)
+        buffer = np.empty(max(num_bytes, _TILE_BYTES) + _VECTOR_BYTES, np.uint8)
     start = -buffer.ctypes.data % _VECTOR_BYTES
     return buffer, buffer[start : start + num_bytes].view(dtype)
 
@@ -78,37 +81,16 @@ def solve_pairs(
         )  # fmt: skip
 
     run_blocks(work, -(-rows.size // per_block), threads)
-    return _scores(out, m, options)
+    return to_scores(out, m, options)
 
 
 def solve_matrix(table: FloatArray, a: Steps, b: Steps, options: Options, threads: int) -> NDArray[np.float64]:
-    """Distances of all of ``a`` and all of ``b``; ``b is a`` and a symmetric table: half is computed."""
+    """Accumulated or divided costs of all of ``a`` and all of ``b``, without ``normalize="path"``.
+
+    ``table`` has b's steps as rows and a's as columns: lanes run along ``b``, which should be the longer side.
+    ``b is a`` (and a symmetric table): half is computed.
+    """
     symmetric = b is a
-    if options.normalize == "path":
-        rows, columns = np.divmod(np.arange(len(a) * len(b)), len(b))
-        flat = solve_pairs(table, a, b, rows, columns, options, threads)
-        return flat.reshape(len(a), len(b))
-    if len(a) > len(b):
-        # Lanes run along the longer side, so that they are full; the recurrence is the same transposed.
-        turned = np.empty((len(b), len(a)))
-        _cross(np.ascontiguousarray(table.T), b, a, False, options, threads, turned)
-        out = np.ascontiguousarray(turned.T)
-    else:
-        out = np.empty((len(a), len(b)))
-        _cross(table, a, b, symmetric, options, threads, out)
-    return _scores(out, b.lengths[None, :], options)
-
-
-def _cross(
-    table: FloatArray,
-    a: Steps,
-    b: Steps,
-    symmetric: bool,
-    options: Options,
-    threads: int,
-    out: NDArray[np.float64],
-) -> None:
-    """Fill ``out`` (len(a), len(b)); lanes run along ``b``."""
     lanes = _VECTOR_BYTES // table.itemsize
     threads = min(threads, 1 + a.ids.size * b.ids.size // _CELLS_PER_THREAD["matrix"])
     order_a = np.argsort(-a.lengths, kind="stable")
@@ -117,7 +99,9 @@ def _cross(
     # Few groups are cut along A as well, so that every thread has work to the end.
     cuts = 1 if groups >= 4 * threads or threads == 1 else max(1, min(-(-4 * threads // groups), len(a) // 64))
     arguments = _arguments(options)
-    steps_a, distinct = a.ids.size, table.shape[0] - 1
+    num_steps = int(a.ids.max()) + 1
+    column_cells = -(-num_steps // lanes) * lanes * lanes
+    out = np.empty((len(a), len(b)))
 
     def work(block: int) -> None:
         group, cut = divmod(block, cuts)
@@ -126,16 +110,24 @@ def _cross(
         chosen = chosen[len(chosen) * cut // cuts : len(chosen) * (cut + 1) // cuts]
         if chosen.size == 0:
             return
-        cell_row = int(b.lengths[members[0]]) * lanes
-        size = min(steps_a + 4, distinct + 4, max(4, _SCRATCH_BYTES // (cell_row * table.itemsize))) * cell_row
-        buffer, costs = _borrow(size, table.dtype)
+        tile = _tile(int(b.lengths[members[0]]), column_cells * table.itemsize, options)
+        buffer, costs = _borrow(column_cells * tile, table.dtype)
         _batches.cross_block(
-            table, a.ids, a.offsets, chosen, b.ids, b.offsets, members, lanes, symmetric, *arguments, costs,
-            out
+            table, num_steps, a.ids, a.offsets, chosen, b.ids, b.offsets, members, lanes, tile, symmetric,
+            *arguments, costs, out
         )  # fmt: skip
         _scratch.append(buffer)
 
     run_blocks(work, groups * cuts, threads)
+    return out
+
+
+def _tile(length: int, column_bytes: int, options: Options) -> int:
+    """How many of ``length`` columns are laid out at once; tiles of about equal width."""
+    if options.d_max is not None and length * column_bytes <= _ABANDONING_TILE_BYTES:
+        return length
+    most = max(1, _TILE_BYTES // column_bytes)
+    return -(-length // -(-length // most))
 
 
 def _pairs_by_path(
@@ -172,7 +164,7 @@ def _pairs_by_path(
     return values
 
 
-def _scores(values: NDArray[np.float64], m: NDArray[np.int64], options: Options) -> NDArray[np.float64]:
+def to_scores(values: NDArray[np.float64], m: NDArray[np.int64], options: Options) -> NDArray[np.float64]:
     """``normalize="ndtw"`` of accumulated costs; other values as they are."""
     if options.normalize != "ndtw":
         return values

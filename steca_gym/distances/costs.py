@@ -18,6 +18,9 @@ from steca_gym.errors import DataError
 
 FloatArray = NDArray[np.floating[Any]]
 
+_MULTIPLE = 16
+"""values of the shortest type in a vector of 64 bytes"""
+
 NEAR = 1e-3
 """below this squared distance, relative to the squared norms, the Gram form has lost digits: compute it
 directly
@@ -25,49 +28,68 @@ directly
 
 
 @njit(cache=True, nogil=True)
-def _finish_table(gram, a, b, norms_a, norms_b, cosine, near, mirror):
+def _finish_table(gram, a, b, norms_a, norms_b, cosine, near, same):
     """Turn a Gram matrix into costs in place.
 
     Near-equal rows are computed from their difference in float64: equal rows cost exactly 0 and small costs
     keep their digits (a Gram matrix in float32 gives 1e-7 of noise, and thresholds such as d_max = 1e-22
-    exist). ``mirror``: both sides are the same rows; only the upper half is computed.
+    exist). ``same``: both sides are the same rows, so that the diagonal is 0.
     """
+    n, m = gram.shape
     dim = a.shape[1]
-    for i in range(gram.shape[0]):
-        na = norms_a[i]
-        for j in range(i if mirror else 0, gram.shape[1]):
-            nb = norms_b[j]
-            if cosine:
-                value = 1.0 - gram[i, j]
-                if value < near:
-                    total = 0.0
-                    for k in range(dim):
-                        diff = np.float64(a[i, k]) / na - np.float64(b[j, k]) / nb
-                        total += diff * diff
-                    value = 0.5 * total  # 1 - cos = |a/|a| - b/|b||^2 / 2
-                elif value > 2.0:
-                    value = 2.0
-            else:
-                value = na * na + nb * nb - 2.0 * gram[i, j]
-                if value < near * (na * na + nb * nb):
-                    total = 0.0
-                    for k in range(dim):
+    zero, one, two = gram.dtype.type(0), gram.dtype.type(1), gram.dtype.type(2)
+    scales = np.empty(m, np.float64)
+    inverse = np.empty(m, gram.dtype)
+    for j in range(m):
+        scales[j] = 1.0 / norms_b[j] if cosine else norms_b[j] * norms_b[j]
+        inverse[j] = scales[j] if cosine else 0.0
+    limit = gram.dtype.type(near)
+    for i in range(n):
+        row = gram[i]
+        close = 0
+        # Loops without calls and exits, so that they vectorise; what is near (or not a number) comes again.
+        if cosine:
+            scale_a = 1.0 / norms_a[i]
+            inverse_a = gram.dtype.type(scale_a)
+            for j in range(m):
+                value = one - row[j] * (inverse_a * inverse[j])
+                value = two if value > two else value
+                close += not value >= limit
+                row[j] = value
+        else:
+            scale_a = norms_a[i] * norms_a[i]
+            for j in range(m):
+                squares = scale_a + scales[j]
+                value = squares - 2.0 * row[j]
+                value = -1.0 if not value >= near * squares else np.sqrt(value)
+                close += value < 0
+                row[j] = value
+            limit = zero
+        if close == 0:
+            continue
+        for j in range(m):
+            if row[j] >= limit:
+                continue
+            total = 0.0
+            if not (same and i == j):
+                scale_b = scales[j]
+                for k in range(dim):
+                    if cosine:  # 1 - cos = |a/|a| - b/|b||^2 / 2
+                        diff = np.float64(a[i, k]) * scale_a - np.float64(b[j, k]) * scale_b
+                    else:
                         diff = np.float64(a[i, k]) - np.float64(b[j, k])
-                        total += diff * diff
-                    value = total
-                value = np.sqrt(value)
-            gram[i, j] = value
-            if mirror:
-                gram[j, i] = value
+                    total += diff * diff
+            row[j] = 0.5 * total if cosine else np.sqrt(total)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 def row_norms(rows, out):
     """Euclidean norm of each row in float64; NaN or infinite where the row is."""
     for i in range(rows.shape[0]):
+        row = rows[i]
         total = 0.0
-        for k in range(rows.shape[1]):
-            x = np.float64(rows[i, k])
+        for k in range(row.size):
+            x = np.float64(row[k])
             total += x * x
         out[i] = np.sqrt(total)
 
@@ -77,8 +99,7 @@ def checked_norms(rows: FloatArray, cosine: bool, where: Callable[[int], str]) -
 
     ``where`` says in words which of the caller's steps row ``i`` is.
     """
-    norms = np.empty(len(rows), np.float64)
-    row_norms(rows, norms)
+    norms = row_norms_of(rows)
     if not np.isfinite(norms).all():
         index = int(np.flatnonzero(~np.isfinite(norms))[0])
         columns = np.flatnonzero(~np.isfinite(rows[index]))
@@ -100,39 +121,44 @@ def cost_table(
 ) -> FloatArray:
     """Costs between all rows, shape (len(a), len(b)), in the rows' dtype; >= 0, exactly 0 for equal rows.
 
-    ``b is a`` gives a table that is symmetric to the bit. ``pad`` adds the row and column that ``pad_table``
-    adds.
+    ``b is a`` gives a table that is symmetric to the bit. ``pad``: see ``empty_table``.
     """
-    left = _padded(a, norms_a, cosine, pad)
-    right = left if b is a else _padded(b, norms_b, cosine, pad)
-    table: FloatArray = left @ right.T
-    _finish_table(table[: len(a), : len(b)], a, b, norms_a, norms_b, cosine, NEAR, b is a)
-    if pad:
-        _fill_pad(table)
+    table = empty_table(len(a), len(b), a.dtype, pad)
+    inner = table[: len(a), : len(b)]
+    same = b is a
+    if cosine and not (_is_moderate(norms_a) and _is_moderate(norms_b)):
+        a = (a / norms_a[:, None]).astype(a.dtype)
+        b = a if same else (b / norms_b[:, None]).astype(b.dtype)
+        norms_a = row_norms_of(a)
+        norms_b = norms_a if same else row_norms_of(b)
+    np.matmul(a, b.T, out=inner)
+    _finish_table(inner, a, b, norms_a, norms_b, cosine, NEAR, same)
     return table
 
 
-def _padded(rows: FloatArray, norms: NDArray[np.float64], cosine: bool, pad: bool) -> FloatArray:
-    """The rows, of unit length for cosine, and a zero row behind them for ``pad``."""
-    if not (cosine or pad):
-        return rows
-    out = np.zeros((len(rows) + pad, rows.shape[1]), rows.dtype)
-    if cosine:
-        np.multiply(rows, (1.0 / norms).astype(rows.dtype)[:, None], out=out[: len(rows)])
-    else:
-        out[: len(rows)] = rows
-    return out
+def _is_moderate(norms: NDArray[np.float64]) -> bool:
+    """Whether products of such rows, and of their inverse norms, stay inside float32."""
+    return bool(norms.min() > 1e-15 and norms.max() < 1e15)
 
 
-def _fill_pad(table: FloatArray) -> None:
-    table[-1, :] = np.inf
-    table[:, -1] = np.inf
-    table[-1, -1] = 0
+def row_norms_of(rows: FloatArray) -> NDArray[np.float64]:
+    """Euclidean norm of each row."""
+    norms = np.empty(len(rows), np.float64)
+    row_norms(rows, norms)
+    return norms
 
 
-def pad_table(table: FloatArray) -> FloatArray:
-    """A copy with one more row and column, ``inf``, and 0 in their corner: the lane kernels' padding step."""
-    out = np.empty((table.shape[0] + 1, table.shape[1] + 1), table.dtype)
-    out[:-1, :-1] = table
-    _fill_pad(out)
-    return out
+def empty_table(num_rows: int, num_columns: int, dtype: np.dtype[Any], pad: bool) -> FloatArray:
+    """A table to be filled in ``[:num_rows, :num_columns]``.
+
+    With ``pad`` it ends with at least one more row and column, so that rows are whole vectors: ``inf``, and 0
+    where two of them meet; the lane kernels' padding step.
+    """
+    if not pad:
+        return np.empty((num_rows, num_columns), dtype)
+    shape = [size // _MULTIPLE * _MULTIPLE + _MULTIPLE for size in (num_rows, num_columns)]
+    table = np.empty(shape, dtype)
+    table[num_rows:, :] = np.inf
+    table[:, num_columns:] = np.inf
+    table[num_rows:, num_columns:] = 0
+    return table

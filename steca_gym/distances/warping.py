@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steca_gym.distances import _kernels
+from steca_gym.distances._hashing import mark
 from steca_gym.distances._inputs import Costs, Ids, Problem, Ragged, Steps, prepare
 from steca_gym.distances._single import MAX_PRODUCTS, short_pair
-from steca_gym.distances._solve import solve_matrix, solve_pairs
+from steca_gym.distances._solve import solve_matrix, solve_pairs, to_scores
 from steca_gym.distances._threads import resolve_num_threads
 from steca_gym.distances.costs import NEAR, FloatArray, checked_norms, cost_table
 from steca_gym.distances.encoders import Encoder
@@ -30,6 +31,9 @@ from steca_gym.errors import ConfigError, DataError
 
 MAX_TABLE_BYTES = 256 * 1024 * 1024
 """largest table of local costs that is made at once"""
+
+MAX_MATRIX_STEPS = 65_536
+"""most distinct steps on one side of a matrix: every thread lays out 64 bytes for each and for each column"""
 
 _FLOATS = frozenset((np.dtype(np.float32), np.dtype(np.float64)))
 
@@ -292,6 +296,8 @@ def _pairs(
         return np.zeros(0)
     distinct_a, a = _compact(problem.a)
     distinct_b, b = (distinct_a, a) if problem.b is problem.a else _compact(problem.b)
+    if distinct_a.size == distinct_b.size and (distinct_a == distinct_b).all():
+        distinct_b = distinct_a
     if _fits(distinct_a, distinct_b, problem.costs):
         table = problem.costs.table(distinct_a, distinct_b, True)
         return solve_pairs(table, a, b, rows, columns, options, threads)
@@ -313,8 +319,21 @@ def _matrix(problem: Problem, options: Options, threads: int) -> NDArray[np.floa
         return np.zeros((len(a), len(b)))
     distinct_a, local_a = _compact(a)
     distinct_b, local_b = (distinct_a, local_a) if b is a else _compact(b)
-    if _fits(distinct_a, distinct_b, costs):
-        return solve_matrix(costs.table(distinct_a, distinct_b, True), local_a, local_b, options, threads)
+    if distinct_a.size == distinct_b.size and (distinct_a == distinct_b).all():
+        distinct_b = distinct_a  # costs of the same steps: half the products
+    if max(distinct_a.size, distinct_b.size) <= MAX_MATRIX_STEPS and _fits(distinct_a, distinct_b, costs):
+        if options.normalize == "path":
+            rows, columns = np.divmod(np.arange(len(a) * len(b)), len(b))
+            table = costs.table(distinct_a, distinct_b, True)
+            return solve_pairs(table, local_a, local_b, rows, columns, options, threads).reshape(len(a), len(b))
+        if len(a) > len(b):
+            # Lanes run along the longer side, so that they are full; the recurrence is the same transposed.
+            table = costs.table(distinct_a, distinct_b, True)
+            out = np.ascontiguousarray(solve_matrix(table, local_b, local_a, options, threads).T)
+        else:
+            table = costs.table(distinct_b, distinct_a, True, turned=True)
+            out = solve_matrix(table, local_a, local_b, options, threads)
+        return to_scores(out, b.lengths[None, :], options)
     if len(a) == 1 and len(b) == 1:
         return np.array([[_one(Problem(a, b, costs), options)]])
     if len(b) == 1 or (len(a) > 1 and distinct_a.size >= distinct_b.size):
@@ -327,13 +346,13 @@ def _matrix(problem: Problem, options: Options, threads: int) -> NDArray[np.floa
 
 
 def _fits(distinct_a: Ids, distinct_b: Ids, costs: Costs) -> bool:
-    return (distinct_a.size + 1) * (distinct_b.size + 1) * costs.dtype.itemsize <= MAX_TABLE_BYTES
+    return distinct_a.size * distinct_b.size * costs.dtype.itemsize <= MAX_TABLE_BYTES
 
 
 def _compact(steps: Steps) -> tuple[Ids, Steps]:
     """The distinct ids in use, and the steps numbered by them."""
     used = np.zeros(int(steps.ids.max()) + 1, bool)
-    used[steps.ids] = True
+    mark(steps.ids, used)
     if used.all():
         return np.arange(used.size, dtype=np.int32), steps
     number = np.cumsum(used, dtype=np.int32) - np.int32(1)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steca_gym.distances import Ragged, dndtw, dndtw_matrix, dndtw_pairs, dndtw_path, warping
+from steca_gym.distances import Ragged, _solve, dndtw, dndtw_matrix, dndtw_pairs, dndtw_path, warping
 from steca_gym.errors import ConfigError, DataError
 from tests.distances import oracle
 
@@ -197,6 +197,21 @@ def test_tables_that_do_not_fit_are_worked_off_in_blocks(monkeypatch):
         np.testing.assert_allclose(dndtw_pairs(a[:11], b, vectors=vectors), pairs, atol=2e-6)
         np.testing.assert_allclose(dndtw_pairs(a[:11], b, vectors=vectors, normalize="path"), by_path, atol=2e-6)
         assert dndtw(vectors, vectors[::-1].copy()) == pytest.approx(whole, abs=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_column_tiles_change_nothing(monkeypatch, dtype):
+    table = np.random.default_rng(4).random((25, 25)).astype(dtype)
+    a, b = batch(18, 40, 17), batch(19, 45, 23)
+    kinds = [{}, {"band": 0}, {"band": 2}, {"band": 9}, {"d_max": 0.3}, {"band": 3, "d_max": 0.4}]
+    kinds = kinds[:1] if dtype == np.float64 else kinds  # each option compiles a kernel
+    whole = [dndtw_matrix(a, b, cost=table, **options) for options in kinds]
+    one = dndtw_matrix(a, cost=(table + table.T) / 2)
+    for width in (1, 2, 5):
+        monkeypatch.setattr(_solve, "_tile", lambda length, *_, width=width: min(width, length))
+        for options, want in zip(kinds, whole, strict=True):
+            np.testing.assert_array_equal(dndtw_matrix(a, b, cost=table, **options), want)
+        np.testing.assert_array_equal(dndtw_matrix(a, cost=(table + table.T) / 2), one)
 
 
 def test_very_unequal_lengths_and_empty_batches():
