@@ -124,6 +124,12 @@ def _keep_what_was_parsed() -> None:
         if all(type(s) in simple for s in symbols):  # names to fill in, and nothing to look up
             names = dict(context.get("variables", {}))
             return "".join(str(eval(s.expression, {}, names)) if type(s) is simple[1] else str(s) for s in symbols)
+        if start.startswith("go to ["):  # asks for the receptacles of a place, which never change
+            kept = self.__dict__.setdefault("_steca_kept", {})
+            key = tuple(sorted((p.name, v.name) for p, v in context["mapping"].items() if p.name in ("lend", "r")))
+            if key not in kept:
+                kept[key] = derive(self, start, context)
+            return kept[key]
         return derive(self, start, context)
 
     def gather(self: Any) -> None:

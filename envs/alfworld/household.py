@@ -122,6 +122,7 @@ class Household:
         self.settings = settings
         self.data_hash = hashlib.blake2b(repr(asdict(settings)).encode(), digest_size=4).hexdigest()
         self.game = lru_cache(maxsize=8192)(self._game)
+        self._ids: dict[str, tuple[str, ...]] = {}
 
     def splits(self) -> tuple[str, ...]:
         """Train, and evaluation on known and on new layouts."""
@@ -129,8 +130,10 @@ class Household:
 
     def task_ids(self, split: str) -> Sequence[str]:
         """``SPLIT/NUMBER``."""
-        count = self.settings.num_train_tasks if split == "train" else self.settings.num_eval_tasks
-        return [f"{split}/{i}" for i in range(count)]
+        if split not in self._ids:  # every reset that draws a task asks
+            count = self.settings.num_train_tasks if split == "train" else self.settings.num_eval_tasks
+            self._ids[split] = tuple(f"{split}/{i}" for i in range(count))
+        return self._ids[split]
 
     def _game(self, task_id: str) -> Game:
         split, _, number = task_id.partition("/")
