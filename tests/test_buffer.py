@@ -443,3 +443,40 @@ def test_datasets_loads_the_parquet_files(tmp_path, monkeypatch):
     assert tables["steps"][0]["observation"] == "部屋 0"
     empty = pytest.importorskip("pyarrow.parquet").read_table(files["decisions"])
     assert empty.num_rows == 0 and set(empty.column_names) >= {"calibration_id", "decision", "who", "why"}
+
+
+def test_a_runs_export_comes_back_through_datasets(tmp_path, capsys):
+    datasets = pytest.importorskip("datasets")
+    from steca_gym.cli import main
+
+    run, out = tmp_path / "run", tmp_path / "out"
+    conf = ["--config-dir", str(ROOT / "tests" / "conf")]
+    assert main(["calibrate", *conf, "env=corridor", "agent=stumbling", f"run_dir={run}"]) == 0
+    assert main(["export", f"run={run}", f"to={out}"]) == 0
+    assert {str(p) for p in out.iterdir()} == set(capsys.readouterr().out.split())
+    with CalibrationBuffer(run / "buffer.sqlite") as buffer:
+        experts, calibrations = buffer.trajectories(kind="expert"), buffer.calibrations()
+    cache = str(tmp_path / "cache")
+
+    def load(kind: str, name: str):
+        path = out / f"{name}.{'jsonl' if kind == 'json' else kind}"
+        return datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache)
+
+    lines, table = load("json", "trajectories"), load("parquet", "calibrations")
+    assert sorted(lines["trajectory_id"]) == sorted(t.trajectory_id for t in experts)
+    assert [s["action"] for s in lines[0]["steps"]] == ["go on"] * len(lines[0]["steps"])
+    assert {(r["calibration_id"], r["deviated_action"], r["status"]) for r in table} == {
+        (c.calibration_id, c.deviated.action, c.status) for c in calibrations
+    }
+    assert load("json", "results").num_rows == len(experts)
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [(["run=/nowhere"], "no run in '/nowhere'"), ([], "got no run="), (["run=x", "form=csv"], "got 'form'")],
+)
+def test_an_export_of_nothing_is_one_line(args, told, capsys):
+    from steca_gym.cli import main
+
+    assert main(["export", *args]) in (2, 3)
+    assert told in capsys.readouterr().err
