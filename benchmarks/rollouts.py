@@ -22,6 +22,7 @@ that were made beforehand. The ways alternate, and medians are printed. Tokens a
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import os
 import statistics
@@ -54,6 +55,14 @@ THOUGHT = "I look around for what I need."
 NUM_CONTINUATIONS = 5
 MOST_ELSEWHERE = 0.05
 """a run during which other processes took more than this part of the processors is repeated"""
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory: large temporaries of every way would else be mapped anew each time."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def make_env(turns: int) -> Callable[[], TextEnv]:
@@ -242,7 +251,9 @@ def measure(args: argparse.Namespace, model: tuple[Any, Any], turns: int, jobs: 
             model[0], tokenizer=model[1], engine=engine, max_batch_size=rows, kv_cache_gib=args.kv_cache_gib
         )
 
-    play(agent("blocks", 8), jobs[:2], turns, 2, "warm", args.thoughts)
+    agents = {rows: agent("generate", rows) for rows in (*args.peer_batch, 1)}
+    mine = agent("blocks", args.batch)
+    play(mine, jobs[:2], turns, 2, "warm", args.thoughts)
     peers = even_choice(jobs, args.peer_jobs)
     if args.peer_rounds:
         peers = some_rounds(peers, max(len(job.actions) for job in peers), args.peer_rounds, turns, args.thoughts)
@@ -258,7 +269,10 @@ def measure(args: argparse.Namespace, model: tuple[Any, Any], turns: int, jobs: 
             if not chosen or repeat and name in args.once:
                 continue
             for attempt in range(1 + args.retries):
-                result = play(agent(engine, num_envs), chosen, turns, num_envs, name, args.thoughts)
+                if engine == "blocks":
+                    mine.forget()
+                one = mine if engine == "blocks" else agents[num_envs]
+                result = play(one, chosen, turns, num_envs, name, args.thoughts)
                 print(
                     f"{turns} turns, {name}: {result.turns} turns in {result.seconds:.1f} s, "
                     f"model {result.in_model:.0%}, other processes {result.elsewhere:.0%}",
@@ -329,13 +343,14 @@ def main() -> None:
     parser.add_argument("--thoughts", action="store_true", help="say a thought before each action")
     parser.add_argument("--static-cache", action="store_true", help="generate() with a static cache")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--kv-cache-gib", type=float, default=4.0)
+    parser.add_argument("--kv-cache-gib", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--retries", type=int, default=3, help="for runs that other processes disturbed")
     parser.add_argument("--once", nargs="*", default=["one at a time"], help="ways that are timed once only")
     parser.add_argument("--profile", action="store_true", help="our engine only, under cProfile")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    keep_memory()
     with tempfile.TemporaryDirectory() as scratch:
         if args.model is None:
             name = f"tiny, {args.layers} layers x {args.width}"

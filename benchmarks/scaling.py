@@ -274,6 +274,7 @@ def main() -> None:
     parser.add_argument("--part", choices=sorted(PARTS), nargs="*", default=[])
     parser.add_argument("--draw", action="store_true")
     args = parser.parse_args()
+    rollouts.keep_memory()
     found = json.loads(POINTS.read_text()) if POINTS.exists() else {}
     for part in args.part:
         with tempfile.TemporaryDirectory() as scratch:

@@ -32,6 +32,7 @@ from ._vectors import (  # noqa: TID251 - relative inside the folder
     score_2,
     score_3,
     score_4,
+    soften,
 )
 
 BLOCK = 16
@@ -40,7 +41,6 @@ BLOCK = 16
 _QUERIES = 16
 _AHEAD = 2
 """blocks that are asked for before they are needed"""
-_LOG2E = 1.4426950408889634
 
 
 @intrinsic
@@ -92,33 +92,6 @@ def _narrow_overload(number, like):
 
         return narrow
     return lambda number, like: number
-
-
-@njit(cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, inline="never")
-def _soften(scores: Any, count: int, width: int) -> Any:
-    """Replace ``scores[:count]`` by exp(score - max), the rest up to ``width`` by 0; returns their sum."""
-    highest = scores[0]
-    for j in range(1, count):
-        highest = max(highest, scores[j])
-    total = np.float32(0.0)
-    for j in range(count):
-        # exp by 2^whole * 2^part; the polynomial is Taylor's around 0 for |part| <= 1/2, error below 1e-7.
-        power = max((scores[j] - highest) * np.float32(_LOG2E), np.float32(-126.0))
-        whole = np.float32(np.floor(power + np.float32(0.5)))
-        part = (power - whole) * np.float32(0.6931471805599453)
-        grown = np.float32(1.0 / 720.0)
-        grown = grown * part + np.float32(1.0 / 120.0)
-        grown = grown * part + np.float32(1.0 / 24.0)
-        grown = grown * part + np.float32(1.0 / 6.0)
-        grown = grown * part + np.float32(0.5)
-        grown = grown * part + np.float32(1.0)
-        grown = grown * part + np.float32(1.0)
-        scale = _bits_to_float(np.uint32((np.int32(whole) + np.int32(127)) << np.int32(23)))
-        scores[j] = grown * scale
-        total += scores[j]
-    for j in range(count, width):
-        scores[j] = np.float32(0.0)
-    return total
 
 
 @njit(cache=True, inline="never")
@@ -198,8 +171,7 @@ def attend(
                 value_blocks[block, head, place, d] = _narrow(value[start + i, head, d], value_blocks[0, 0, 0, 0])
         pairs = count[row] * group
         most = (before + count[row] + BLOCK - 1) // BLOCK * BLOCK
-        scores = np.empty((min(_QUERIES, pairs), most), np.float32)
-        flat_scores = scores.reshape(-1)
+        flat_scores = np.empty(min(_QUERIES, pairs) * most, np.float32)
         queries = np.empty((_QUERIES, head_dim), np.float32)
         mixed = np.empty((_QUERIES, head_dim), np.float32)
         sums = np.empty(_QUERIES, np.float32)
@@ -219,7 +191,8 @@ def attend(
             for b in range(min(_AHEAD, num_blocks)):
                 fetch(flat_values, (tables[row, b] * num_kv_heads + head) * tile, tile)
             for pair in range(num):
-                sums[pair] = _soften(scores[pair], before + (low + pair) // group + 1, num_blocks * BLOCK)
+                count_seen = before + (low + pair) // group + 1
+                sums[pair] = soften(flat_scores, pair * most, count_seen, num_blocks * BLOCK)
             for b in range(num_blocks):
                 if b + _AHEAD < num_blocks:
                     fetch(flat_values, (tables[row, b + _AHEAD] * num_kv_heads + head) * tile, tile)

@@ -154,6 +154,73 @@ score_1, score_2, score_3, score_4 = (_make_score(num) for num in range(1, 5))
 mix_1, mix_2, mix_3, mix_4 = (_make_mix(num) for num in range(1, 5))
 
 
+_LOG2E, _LN2 = 1.4426950408889634, 0.6931471805599453
+# Taylor's around 0 for |x| <= ln(2) / 2, highest power first: the error stays below 1e-7.
+_EXP = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
+
+
+@intrinsic
+def soften(typingctx, scores, first, count, width):
+    """Replace ``count`` scores by exp(score - highest), what follows up to ``width`` by 0; returns their sum.
+
+    ``width`` is a multiple of 16, at least ``count`` >= 1.
+    """
+    signature = types.float32(scores, types.int64, types.int64, types.int64)
+
+    def generate(context, builder, signature, args):
+        code = _Code(context, builder, signature, args)
+        row = code.at(code.array(0), args[1])
+        count, width = args[2], args[3]
+        vector, zero, step = _vector(LANES), ir.Constant(_I64, 0), ir.Constant(_I64, LANES)
+        whole = ir.VectorType(_I32, LANES)
+
+        def constant(number: float) -> Any:
+            return ir.Constant(vector, [number] * LANES)
+
+        def call(name: str, *values: Any) -> Any:
+            kind = ir.FunctionType(vector, [vector] * len(values))
+            function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32")
+            return builder.call(function, values)
+
+        def lanes(value: Any) -> list[Any]:
+            return [builder.extract_element(value, ir.Constant(_I32, lane)) for lane in range(LANES)]
+
+        lowest = ir.Constant(_F32, float("-inf"))
+        with cgutils.for_range_slice(builder, count, width, ir.Constant(_I64, 1)) as (place, _):
+            builder.store(lowest, code.at(row, place))
+        highest = cgutils.alloca_once_value(builder, constant(float("-inf")))
+        with cgutils.for_range_slice(builder, zero, width, step) as (place, _):
+            found, known = code.load(code.at(row, place), LANES), builder.load(highest)
+            builder.store(builder.select(builder.fcmp_ordered(">", found, known), found, known), highest)
+        most, *others = lanes(builder.load(highest))
+        for other in others:
+            most = builder.select(builder.fcmp_ordered(">", other, most), other, most)
+        most = code.spread(most, LANES)
+        total = cgutils.alloca_once_value(builder, constant(0.0))
+        with cgutils.for_range_slice(builder, zero, width, step) as (place, _):
+            found = code.load(code.at(row, place), LANES)
+            # exp(x) = 2^n * exp(y) with a whole n; below 2^-126 it is 0 for a sum that holds a 1.
+            power = builder.fmul(builder.fsub(found, most), constant(_LOG2E))
+            small = builder.fcmp_ordered("<", power, constant(-126.0))
+            power = builder.select(small, constant(-126.0), power)
+            n = call("floor", builder.fadd(power, constant(0.5)))
+            y = builder.fmul(builder.fsub(power, n), constant(_LN2))
+            grown = constant(_EXP[0])
+            for coefficient in _EXP[1:]:
+                grown = code.multiply_add(grown, y, constant(coefficient), LANES)
+            exponent = builder.add(builder.fptosi(n, whole), ir.Constant(whole, [127] * LANES))
+            scale = builder.bitcast(builder.shl(exponent, ir.Constant(whole, [23] * LANES)), vector)
+            weight = builder.select(small, constant(0.0), builder.fmul(grown, scale))
+            code.store(weight, code.at(row, place), LANES)
+            builder.store(builder.fadd(builder.load(total), weight), total)
+        answer, *others = lanes(builder.load(total))
+        for other in others:
+            answer = builder.fadd(answer, other)
+        return answer
+
+    return signature, generate
+
+
 @intrinsic
 def fetch(typingctx, tiles, tile, count):
     """Ask for ``count`` numbers of an array from ``tile`` on; nothing waits for them."""

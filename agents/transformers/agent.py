@@ -147,6 +147,13 @@ class TransformersAgent:
         if self._blocks is not None:
             self._blocks.release(gone)
 
+    def forget(self) -> None:
+        """Forget every episode and all that was read, shareable blocks too."""
+        self._conversations.clear()
+        self._asked.clear()
+        if self._blocks is not None:
+            self._blocks.forget_all()
+
     # -- StreamingAgent ------------------------------------------------------------------------------------
 
     def submit(self, requests: Sequence[TurnRequest]) -> None:

@@ -12,6 +12,9 @@ torch does.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -38,6 +41,18 @@ class Pass:
     """shape (rows,): each row's tokens in the pass, >= 1"""
     past: np.ndarray[Any, np.dtype[np.int32]]
     """shape (rows,): each row's tokens stored before"""
+
+
+def _take_large_pages(tensor: torch.Tensor) -> None:
+    """Ask Linux for pages of 2 MiB: memory that comes into use bit by bit then faults 500 times less often."""
+    if sys.platform != "linux":
+        return
+    size = mmap.PAGESIZE
+    start = -(-tensor.data_ptr() // size) * size
+    length = (tensor.data_ptr() + tensor.nbytes - start) // size * size
+    if length > 0:
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)  # a wish: it may fail
 
 
 class BlockPool:
@@ -68,6 +83,9 @@ class BlockPool:
         shape = (num_layers, num_blocks, num_kv_heads)
         self.keys = torch.zeros(*shape, head_dim, BLOCK_SIZE, dtype=dtype, device=device)
         self.values = torch.zeros(*shape, BLOCK_SIZE, head_dim, dtype=dtype, device=device)
+        if device.type == "cpu":
+            _take_large_pages(self.keys)
+            _take_large_pages(self.values)
         self._arrays: list[tuple[Any, Any]] = []
         if self.use_kernel:
             bits = dtype == torch.bfloat16

@@ -246,3 +246,15 @@ def test_forced_ids_are_said_and_the_model_is_asked(parts):
     agent.force = lambda request: [5, 6, 7]
     trajectory = play(agent, requests(1, 1.0))[0][0]
     assert {step.token_ids for step in trajectory.steps} == {(5, 6, 7)}
+
+
+def test_what_was_forgotten_is_read_again(parts):
+    agent = make(parts)
+    first, cost = play(agent, requests(3, 1.0))
+    _, shared = play(agent, requests(3, 1.0))
+    assert shared.num_prompt_tokens_read < cost.num_prompt_tokens_read
+    agent.forget()
+    table = agent._blocks.table
+    assert table.num_available == table.num_blocks
+    again, anew = play(agent, requests(3, 1.0))
+    assert anew.num_prompt_tokens_read == cost.num_prompt_tokens_read and again == first
