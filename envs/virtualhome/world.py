@@ -95,8 +95,8 @@ class VirtualHomeWorld(World):
         return self._catalogue.digest
 
     def splits(self) -> tuple[str, ...]:
-        """``train``; ``valid_seen``: each fifth task of its kinds; ``valid_unseen``: each sixth kind."""
-        return tuple(self._splits)
+        """``train``; ``valid_seen``: each fifth task of its kinds; ``valid_unseen``: each sixth kind, if any."""
+        return tuple(name for name, ids in self._splits.items() if ids)
 
     def task_ids(self, split: str) -> Sequence[str]:
         """The tasks of a split, sorted."""

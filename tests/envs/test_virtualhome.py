@@ -35,7 +35,7 @@ def world(cache):
 
 
 def test_conforms(cache):
-    settings = CheckSettings(num_resets=60, num_steps=8)
+    settings = CheckSettings(num_resets=40, num_steps=6)
     check_text_env(partial(make_virtualhome, cache_dir=cache), settings=settings).raise_if_failed()
 
 
