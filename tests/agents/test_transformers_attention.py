@@ -1,3 +1,7 @@
+import mmap
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -62,3 +66,24 @@ def test_other_numbers_take_the_torch_path():
         device=torch.device("cpu"),
     )
     assert not pool.use_kernel
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_is_taken_only_where_it_is_used(dtype):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    before = resident()
+    pool = BlockPool(
+        num_layers=4,
+        num_kv_heads=4,
+        head_dim=32,
+        num_blocks=2**31 // (4 * 2 * BLOCK_SIZE * 4 * 32 * dtype.itemsize),
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
+    assert pool.keys.nbytes + pool.values.nbytes == 2**31
+    assert pool.keys.dtype == dtype and not pool.keys[1, :3].any()
+    pool.values[3, 5] = 1.0
+    assert resident() - before < 2**27
