@@ -28,7 +28,7 @@ from _machine import machine_line
 from numba import njit
 
 from steca_gym.distances import HashEncoder, Ragged, dndtw, dndtw_matrix, dndtw_pairs
-from steca_gym.distances._simd import vadd, vfull, vload, vmin_bits, vstore
+from steca_gym.distances._simd import vadd, vfull, vgather, vload, vload_ids, vmin_bits, vstore
 from steca_gym.distances._threads import resolve_num_threads
 from steca_gym.distances.encoder_cache import CachedEncoder
 
@@ -354,6 +354,28 @@ def _stream(values, count, step):
     vstore(values, step, vadd(vadd(x1, x2), vadd(vadd(x3, x4), vadd(vadd(x5, x6), x7))))
 
 
+@njit(nogil=True)
+def _read(values, count, step):
+    """All of ``values`` as vectors, ``count`` times; minima keep the loads alive."""
+    x0 = x1 = x2 = x3 = vload(values, 0)
+    for _ in range(count):
+        for k in range(0, values.size, 4 * step):
+            x0 = vmin_bits(x0, vload(values, k))
+            x1 = vmin_bits(x1, vload(values, k + step))
+            x2 = vmin_bits(x2, vload(values, k + 2 * step))
+            x3 = vmin_bits(x3, vload(values, k + 3 * step))
+    vstore(values, 0, vmin_bits(vmin_bits(x0, x1), vmin_bits(x2, x3)))
+
+
+@njit(nogil=True)
+def _gather(table, ids, out, step):
+    """``table[ids]`` in vectors, summed."""
+    x = vfull(table, 0.0)
+    for k in range(0, ids.size, step):
+        x = vadd(x, vgather(table, 0, vload_ids(ids, k, table)))
+    vstore(out, 0, x)
+
+
 def fastest(call: Callable[[], Any], runs: int = 15) -> float:
     """Processor seconds of the calling thread, the least of ``runs``."""
     call()
@@ -366,32 +388,53 @@ def fastest(call: Callable[[], Any], runs: int = 15) -> float:
 
 
 def limits(a: list[np.ndarray], b: list[np.ndarray], cells: int) -> None:
-    """What the machine allows for the matrix: arithmetic, latency, bytes and products, measured here."""
+    """What the machine allows: arithmetic, latency, bytes and products, measured here; ``a``, ``b``: the matrix's."""
     lanes, threads = 16, resolve_num_threads(None)
     values = np.full(64, 1e-3, np.float32)
     chain = fastest(lambda: _chain(values, 100_000, lanes)) / 100_000
     stream = fastest(lambda: _stream(values, 100_000, lanes)) / 800_000
+    laid_out = np.ones(DISTINCT * LONGEST * lanes, np.float32)
+    read = fastest(lambda: _read(laid_out, 20, lanes)) / (20 * laid_out.size / lanes)
+    ids = np.random.default_rng(0).integers(0, DISTINCT**2, 16_000).astype(np.int32)
+    table = np.ones(DISTINCT**2, np.float32)
+    gather = fastest(lambda: _gather(table, ids, values, lanes)) / (ids.size / lanes)
     big = np.ones(1 << 25, np.float32)
     bandwidth = big.nbytes / fastest(lambda: big.sum(), 5)
     vectors = make_vectors()
     gemm = fastest(lambda: vectors @ vectors.T)
+    long = np.random.default_rng(0).normal(size=(2, 500, DIM)).astype(np.float32)
+    gemm_500 = fastest(lambda: long[0] @ long[1].T)
     lengths = sorted((len(x) for x in b), reverse=True)
-    padded = sum(lengths[g] * lanes for g in range(0, len(lengths), lanes)) * sum(map(len, a))
-    laid = sum(lengths[g] * lanes for g in range(0, len(lengths), lanes)) * DISTINCT
+    columns = sum(lengths[g] * lanes for g in range(0, len(lengths), lanes))
+    padded, laid = columns * sum(map(len, a)), columns * DISTINCT
     print("\n### Limits, measured in this run\n")
     print("| what | value |\n|---|---|")
     print(f"| arithmetic of 16 cells (1 add, 2 minima of 64 bytes), throughput | {stream * 1e9:.3g} ns |")
     print(f"| the same, chained (add, then min): what one row of one group waits | {chain * 1e9:.3g} ns |")
-    print(f"| cells with padding / cells | {padded / cells:.3f} |")
-    arithmetic = padded / lanes * stream / threads
     print(
-        f"| arithmetic limit of the matrix on {threads} threads | {pretty(arithmetic)} "
-        f"({arithmetic / cells * 1e9:.3g} ns a cell) |"
+        f"| costs of 16 cells read from {laid_out.nbytes / 1e6:.1f} MB laid out (second level) | {read * 1e9:.3g} ns |"
     )
-    print(f"| lane costs gathered: {laid:,} against {padded:,} cells that read them | {laid / padded:.3f} |")
-    print(f"| cost table: {2 * DISTINCT * DISTINCT * DIM / 1e6:.0f} MFLOP by BLAS | {pretty(gemm)} |")
-    raw = sum(map(len, a + b)) * DIM * 4
-    print(f"| reading the {raw / 1e6:.1f} MB of embeddings once, one thread | {pretty(raw / bandwidth)} |")
+    print(f"| costs of 16 cells gathered from the table | {gather * 1e9:.3g} ns |")
+    print(f"| matrix: cells with padding / cells | {padded / cells:.3f} |")
+    print(f"| matrix: lane costs laid out / cells that read them | {laid / padded:.3f} |")
+    for what, cost in (("arithmetic", stream), ("reading costs", read)):
+        limit = padded / lanes * cost / threads
+        print(
+            f"| matrix: limit by {what} on {threads} threads | {pretty(limit)} ({limit / cells * 1e9:.3g} ns a cell) |"
+        )
+    print(
+        f"| matrix: cost table, {2 * DISTINCT * DISTINCT * DIM / 1e6:.0f} MFLOP (half by symmetry) | {pretty(gemm)} |"
+    )
+    p, q = make_ids(5000, 1), make_ids(5000, 2)
+    pair_cells = sum(len(x) * len(y) for x, y in zip(p, q, strict=True))
+    print(f"| 5,000 pairs: limit by gathering on {threads} threads | {pretty(pair_cells / lanes * gather / threads)} |")
+    joined = fastest(lambda: (np.concatenate(p), np.concatenate(q)))
+    print(f"| 5,000 pairs: np.concatenate of the 10,000 arrays of indices, serial | {pretty(joined)} |")
+    for what, steps in (("5,000 pairs", p + q), ("matrix", a + b)):
+        raw = sum(map(len, steps)) * DIM * 4
+        print(f"| {what}: reading {raw / 1e6:.0f} MB of embeddings once, one thread | {pretty(raw / bandwidth)} |")
+    print(f"| one pair 500 x 500: {2 * 500 * 500 * DIM / 1e6:.0f} MFLOP by BLAS | {pretty(gemm_500)} |")
+    print(f"| one pair 500 x 500: its chain, four rows at a time | {pretty(500 * 500 / 4 * chain)} |")
 
 
 # -- scaling -----------------------------------------------------------------------------------------------

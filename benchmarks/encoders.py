@@ -8,8 +8,13 @@ calibration does: an expert against the expert of another game (the farther the 
 expert against its own trajectory with one step replaced, dropped, doubled or swapped (an exploration that
 nearly follows it).
 
+Calibrations are decided by ``preset=repo`` at each step of an expert: an explored action whose cosine with
+the expert's is at least 0.95 is the expert's in other words, and nothing is calibrated there. Three explored
+actions are tried at each step: the expert's with another number ("go to cabinet 2" for "go to cabinet 1"), an
+action of another step of the same game, and one of another game. They are never the expert's own.
+
 The reference of the comparison is MiniLM. Distances of different encoders have different scales, so
-thresholds are set at the same quantile of each encoder's own distances.
+thresholds are set at the same quantile of each encoder's own distances, and shown at the presets' own values.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import tarfile
 import time
@@ -32,6 +38,8 @@ from steca_gym.errors import StecaError
 
 REFERENCE = "sentence-transformers (MiniLM)"
 QUANTILES = (0.1, 0.25, 0.5)
+SAME_COSINE, D_MAX = 0.95, 0.013
+"""thresholds of preset=repo on ALFWorld: two actions are one; an explored success is near enough to train on"""
 
 
 def find_data() -> Path | None:
@@ -83,6 +91,59 @@ def make_pairs(experts: list[list[str]], rng: np.random.Generator) -> dict[str, 
         "expert / another game's expert": (experts, others),
         "expert / its own, one step changed": (near, experts),
     }
+
+
+def make_sites(experts: list[list[str]], rng: np.random.Generator) -> dict[str, list[tuple[str, str]]]:
+    """(Explored action, expert's action) at every step of every expert, by the kind of the explored one."""
+    actions = sorted({action for expert in experts for action in expert})
+    sites: dict[str, list[tuple[str, str]]] = {"another number": [], "another step": [], "another game": []}
+    for expert in experts:
+        for action in expert:
+            numbers = list(re.finditer(r"\d+", action))
+            if numbers:
+                last = numbers[-1]
+                other = f"{action[: last.start()]}{int(last.group()) + 1}{action[last.end() :]}"
+                sites["another number"].append((other, action))
+            for kind, among in (("another step", expert), ("another game", actions)):
+                others = [text for text in among if text != action]
+                if others:
+                    sites[kind].append((others[int(rng.integers(len(others)))], action))
+    return sites
+
+
+def cosines(encoder: Any, sites: list[tuple[str, str]]) -> np.ndarray:
+    """Cosine of explored and expert's action at each site; without an encoder 0, since they differ."""
+    if encoder is None:
+        return np.zeros(len(sites))
+    texts = sorted({text for pair in sites for text in pair})
+    vectors = np.asarray(encoder.encode(texts), np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1)[:, None]
+    row = {text: k for k, text in enumerate(texts)}
+    return np.array([vectors[row[a]] @ vectors[row[b]] for a, b in sites])
+
+
+def show_calibrations(found: dict[str, dict[str, np.ndarray]]) -> None:
+    """Which sites each encoder calibrates, and with which it sides with MiniLM."""
+    kinds = list(found[REFERENCE])
+    everywhere = {name: np.concatenate([by_kind[kind] for kind in kinds]) for name, by_kind in found.items()}
+    reference = everywhere[REFERENCE]
+    made = reference < SAME_COSINE
+    print(
+        f"\n### Calibrations made at {len(reference)} sites: cosine below {SAME_COSINE} (MiniLM: {made.mean():.1%})\n"
+    )
+    heads = " | ".join(f"made: {kind} ({found[REFERENCE][kind].size})" for kind in kinds)
+    print(f"| encoder | {heads} | made: all | same as MiniLM | made by one only: MiniLM, this | same, own threshold |")
+    print("|---" * (len(kinds) + 5) + "|")
+    for name, by_kind in found.items():
+        ours = everywhere[name] < SAME_COSINE
+        shares = " | ".join(f"{(by_kind[kind] < SAME_COSINE).mean():.1%}" for kind in kinds)
+        # The threshold at which this encoder makes as many calibrations as MiniLM.
+        own = everywhere[name] < np.quantile(everywhere[name], made.mean())
+        agree = f"{(own == made).mean():.1%}" if np.ptp(everywhere[name]) else "-"
+        print(
+            f"| {name} | {shares} | {ours.mean():.1%} | {(ours == made).mean():.1%} | "
+            f"{(made & ~ours).sum()}, {(ours & ~made).sum()} | {agree} |"
+        )
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -172,7 +233,9 @@ def main() -> None:
     pairs["both kinds together"] = tuple(  # type: ignore[assignment]
         [sequence for kind in list(pairs.values()) for sequence in kind[side]] for side in (0, 1)
     )
+    sites = make_sites(experts, np.random.default_rng(1))
     distances: dict[str, dict[str, np.ndarray]] = {}
+    likeness: dict[str, dict[str, np.ndarray]] = {}
     cost: dict[str, float] = {}
     for name, encoder in encoders.items():
         try:
@@ -182,6 +245,7 @@ def main() -> None:
                 kind: dndtw_pairs(a, b, encoder=encoder, cost="exact" if encoder is None else "cosine")
                 for kind, (a, b) in pairs.items()
             }
+            likeness[name] = {kind: cosines(encoder, found) for kind, found in sites.items()}
         except StecaError as error:
             print(f"SKIPPED: {name}: {error}")
     if REFERENCE not in distances:
@@ -189,12 +253,15 @@ def main() -> None:
     for kind in pairs:
         print(f"\n### {kind}: agreement with MiniLM ({len(pairs[kind][0])} pairs)\n")
         marks = " | ".join(f"same decision at {q:.0%} (chance {chance(q):.0%})" for q in QUANTILES)
-        print(f"| encoder | median dnDTW | Kendall tau-b | Spearman | {marks} |")
-        print("|---|---|---|---|" + "---|" * len(QUANTILES))
+        print(f"| encoder | median dnDTW | Kendall tau-b | Spearman | {marks} | below {D_MAX} |")
+        print("|---|---|---|---|---|" + "---|" * len(QUANTILES))
         for name, found in distances.items():
             x, y = distances[REFERENCE][kind], found[kind]
             agree = " | ".join(f"{decisions(x, y, q):.1%}" for q in QUANTILES)
-            print(f"| {name} | {np.median(y):.4f} | {kendall(x, y):.3f} | {spearman(x, y):.3f} | {agree} |")
+            print(
+                f"| {name} | {np.median(y):.4f} | {kendall(x, y):.3f} | {spearman(x, y):.3f} | {agree} | {(y < D_MAX).mean():.1%} |"
+            )
+    show_calibrations(likeness)
     print(f"\n### Cost of encoding the {len(texts)} distinct actions once\n")
     print("| encoder | time | us an action |\n|---|---|---|")
     for name, seconds in cost.items():

@@ -105,6 +105,23 @@ def test_equal_sequences_are_at_zero_to_the_bit():
         assert all(dndtw(vectors[x], vectors[x].copy(), cost=cost) == 0 for x in a)
 
 
+@pytest.mark.parametrize("cost", ["cosine", "l2"])
+@pytest.mark.parametrize("scale", [1e-20, 1e-12, 1e17])
+def test_products_that_leave_float32_change_nothing(cost, scale):
+    """Squared norms under- or overflow there; -1, 0 and 1 as components, so that scaling is exact."""
+    rng = np.random.default_rng(20)
+    vectors = rng.integers(-1, 2, (25, 7)).astype(np.float32)
+    vectors[:, 0] = 1
+    scaled = vectors * np.float32(scale)
+    a, b = batch(20, 9, 6), batch(21, 11, 6)
+    want = expected(a, b, vectors.astype(np.float64), cost=cost) * (scale if cost == "l2" else 1)
+    for form in (
+        dndtw_matrix(a, b, vectors=scaled, cost=cost),
+        [[dndtw(scaled[x], scaled[y], cost=cost) for y in b] for x in a],
+    ):
+        np.testing.assert_allclose(form, want, rtol=1e-5, atol=0 if cost == "l2" else 1e-6)
+
+
 def test_the_matrix_of_one_batch_is_symmetric_to_the_bit_and_equals_the_full_one():
     a = batch(9, 37, 14)
     matrix = dndtw_matrix(a, vectors=words())
