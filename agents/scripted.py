@@ -6,12 +6,13 @@ Knows turn requests. Knows no environment: what it needs of one comes with the r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from steca_gym.agent import Need, Turn, TurnRequest, render_turn
-from steca_gym.errors import AgentError
-from steca_gym.trajectory import Trajectory
+from steca_gym.errors import AgentError, DataError
+from steca_gym.trajectory import Trajectory, read_jsonl
 
 
 class _AtOnce:
@@ -107,6 +108,14 @@ class ReplayAgent(_AtOnce):
         for trajectory in trajectories:
             self._by_seed[trajectory.first_observation, trajectory.seed] = trajectory
             self._by_text[trajectory.first_observation] = trajectory
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> ReplayAgent:
+        """An agent from lines of JSON, e.g. ``trajectories.jsonl`` of ``steca export``; raises DataError."""
+        try:
+            return cls(read_jsonl(Path(path)))
+        except OSError as error:
+            raise DataError(f"no recordings at {str(path)!r} ({error}); `steca export run=PATH` writes them") from error
 
     @classmethod
     def from_mapping(cls, actions: Mapping[str, Sequence[str]]) -> ReplayAgent:

@@ -125,9 +125,12 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def from_json(line: str) -> Trajectory:
-    """Read what ``to_json`` wrote; raises DataError with what is missing or unknown."""
+    """Read what ``to_json`` wrote; raises DataError with what is missing or unknown.
+
+    ``kind`` and ``round``, which a buffer's export adds, are left out.
+    """
     try:
-        raw: dict[str, Any] = json.loads(line)
+        raw: dict[str, Any] = {k: v for k, v in json.loads(line).items() if k not in ("kind", "round")}
         steps = tuple(
             Step(**{**s, "token_ids": None if s.get("token_ids") is None else tuple(s["token_ids"])})
             for s in raw.pop("steps")
