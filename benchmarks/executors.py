@@ -1,7 +1,8 @@
 """Where environments should live: in this process or in two worker processes, for six worlds; and what a step costs.
 
     ALFWORLD_DATA=... python benchmarks/executors.py --games FOLDER --draw     # draw the games, untimed, and keep them
-    ALFWORLD_DATA=... python benchmarks/executors.py --games FOLDER            # the tables
+    ALFWORLD_DATA=... python benchmarks/executors.py --games FOLDER            # the six worlds
+    python benchmarks/executors.py --games FOLDER --part model --worlds textworld scienceworld    # behind a tiny model
     python benchmarks/executors.py --part overhead                             # the framework's own time a step
     python benchmarks/executors.py --part overhead --num-workers 0             # in this process only
 
@@ -233,10 +234,61 @@ def overhead(repeats: int, num_workers: int) -> list[str]:
     return lines
 
 
+def with_a_model(case: Case, games: Sequence[Trajectory], num_workers: int, repeats: int) -> str:
+    """One line: the same games, the actions said by a tiny model of three layers, on one thread."""
+    import tempfile
+
+    import torch
+    from steca_gym.agents.tiny import build_tiny
+    from steca_gym.agents.transformers import TransformersAgent
+
+    from steca_gym.agent import Prompt, Sampling
+    from steca_gym.collectors import InProcess, Processes
+
+    torch.set_num_threads(1)  # the other core is the worlds'
+    make = factory(case)
+    with tempfile.TemporaryDirectory() as scratch:
+        texts = [message.content for game in games for message in game.messages(Prompt())]
+        agent = TransformersAgent(build_tiny(texts, Path(scratch), num_layers=3, hidden_size=128, num_heads=4))
+    said = {
+        (game.seed, turn): agent.codec.tokenize(step.turn_text())
+        for game in games
+        for turn, step in enumerate(game.steps)
+    }
+    agent.force = lambda request: said[request.seed, request.turn]
+    sampling = Sampling(max_new_tokens=max(map(len, said.values())) + 1)
+    asked = [
+        EpisodeRequest(task_id=g.task_id, seed=g.seed, max_agent_turns=len(g.steps), sampling=sampling) for g in games
+    ]
+    ways: list[Executor] = [InProcess(), Processes(num_workers=num_workers)]
+    seconds: list[list[float]] = [[], []]
+    waited: list[list[float]] = [[], []]
+    try:
+        for repeat in range(repeats + 1):  # the first is not counted
+            for which, way in enumerate(ways):
+                collector = Collector(make, agent, num_envs=case.num_envs, executor=way)
+                before = time.perf_counter()
+                played = collector.run(asked)
+                if repeat:
+                    seconds[which].append(time.perf_counter() - before)
+                    waited[which].append(collector.ledger.total().seconds_environment / seconds[which][-1])
+                assert [e.trajectory.actions for e in played] == [g.actions for g in games]
+    finally:
+        for way in ways:
+            way.close()
+    num_steps = sum(map(len, games))
+    here, there = (num_steps / statistics.median(s) for s in seconds)
+    print(f"{case.name} with a model: {seconds}", file=sys.stderr, flush=True)
+    return (
+        f"| {case.name} | {here:,.0f} | {there:,.0f} | {there / here:.2f}x | {statistics.median(waited[0]):.0%} "
+        f"| {statistics.median(waited[1]):.0%} |"
+    )
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["worlds", "overhead", "both"], default="both")
+    parser.add_argument("--part", choices=["worlds", "model", "overhead"], default="worlds")
     parser.add_argument("--worlds", nargs="*", default=[case.name for case in CASES])
     parser.add_argument("--games", type=Path, default=Path("executors-games"), help="folder of the drawn games")
     parser.add_argument("--draw", action="store_true", help="draw the games that the folder lacks, and end")
@@ -255,7 +307,7 @@ def main() -> None:
         if args.draw:
             return
     print(f"Machine: {machine_line('minigrid', 'textworld', 'scienceworld', 'virtualhome-eval')}\n")
-    if args.part != "overhead":
+    if args.part == "worlds":
         print(
             f"| world | episodes | steps | at once | in-process steps/s | {args.num_workers} workers steps/s | ratio "
             "| workers busy | a step in-process | workers start in |\n" + "|---" * 10 + "|"
@@ -263,8 +315,16 @@ def main() -> None:
         for case in cases:
             games = list(read_jsonl(args.games / f"{case.name}.jsonl"))
             print(measure(case, games, args.num_workers, args.repeats), flush=True)
-        print()
-    if args.part != "worlds":
+    elif args.part == "model":
+        print(
+            "| world | in-process turns/s | workers turns/s | ratio | in worlds, in-process | waiting for workers |\n"
+            + "|---" * 6
+            + "|"
+        )
+        for case in cases:
+            games = list(read_jsonl(args.games / f"{case.name}.jsonl"))
+            print(with_a_model(case, games[: 2 * case.num_envs], args.num_workers, args.repeats), flush=True)
+    else:
         print("\n".join(overhead(args.repeats + 2, args.num_workers)))
 
 
