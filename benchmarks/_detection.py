@@ -108,6 +108,10 @@ def agreement(a: Result, b: Result) -> float:
     return float(np.mean([x == y for x, y in zip(a.found, b.found, strict=True)]))
 
 
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
 def run(
     sites: Sequence[Site],
     methods: Sequence[Method],
@@ -116,11 +120,12 @@ def run(
     lapse: float,
     house: Household,
     num_harmless: int = 0,
-    tell: Callable[[str], None] = print,
+    tell: Callable[[str], None] = _tell,
 ) -> list[Result]:
     """Every method over the same cases; a batch plants anew into every site."""
     results = [Result(m) for m in methods]
     helped = {i: [Result(m, margin=d) for d in m.margins] for i, m in enumerate(methods)}
+    began = time.perf_counter()
     for batch in batches:
         cases = make_cases(sites, batch, num_harmless)
         agent = PlantedAgent(cases, house, lapse)
@@ -147,6 +152,7 @@ def run(
                 asked = sum(s.step for e in explored[key] for s in e.steps)
                 r.replayed += player.num_replayed + asked
             result.seconds += time.perf_counter() - started
+        tell(f"batch {batch}: {time.perf_counter() - began:.0f} s")
     results = [r for number, result in enumerate(results) for r in (result, *helped[number])]
     for r in results:
         p, recall, _ = rates(r.by_site().sum(axis=0))

@@ -123,13 +123,13 @@ class Hypotheses:
             top_x = float(of_x.max())
             if self.agent_is_exact:
                 likely = np.exp(of_x - top_x)
-                found = _log(self._prior0 @ likely) + top_x, _log(self._prior1_p @ likely) + top_x
+                found = _log(float(self._prior0 @ likely)) + top_x, _log(float(self._prior1_p @ likely)) + top_x
             else:
                 null = of_x + sy * self._log_null + fy * self._log_not_null
                 of_y = sy * self._log_q + fy * self._log_not_q
                 top, top_y = float(null.max()), float(of_y.max())
                 drop = np.exp(of_x - top_x) @ self._drop @ np.exp(of_y - top_y)
-                found = _log(self._prior0 @ np.exp(null - top)) + top, _log(drop) + top_x + top_y
+                found = _log(float(self._prior0 @ np.exp(null - top))) + top, _log(float(drop)) + top_x + top_y
             self._known[counts] = found
         return found
 
