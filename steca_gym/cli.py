@@ -339,7 +339,7 @@ def _export(args: list[str]) -> int:
     from steca_gym.buffer import CalibrationBuffer
     from steca_gym.run import stored_overrides
 
-    given = dict(a.partition("=")[::2] for a in args)
+    given = {key: value for key, _, value in (a.partition("=") for a in args)}
     unknown = sorted(set(given) - {"run", "to"})
     if unknown or "run" not in given:
         got = f"got {unknown[0]!r}" if unknown else "got no run="
