@@ -168,7 +168,7 @@ class Processes:
         self._ready.clear()
 
     def close(self) -> None:
-        """End all workers, in the order of things where they let us, within seconds in any case."""
+        """End all workers; what has not closed its environments after five seconds is killed."""
         self.abandon()
         for worker in self._workers:
             worker.ask_to_end()

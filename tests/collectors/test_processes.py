@@ -40,7 +40,7 @@ def requests(count=20, **kwargs):
 
 
 def say(*actions):
-    """An agent's answers: the action of its turn, ``right`` behind the last; ``{}`` from seed 101 on only."""
+    """Answers for the episode of seed 101: an action a turn, ``right`` behind the last; all others go right."""
     return lambda r: render_turn("", actions[r.turn] if r.seed == 101 and r.turn < len(actions) else "right")
 
 
