@@ -25,7 +25,8 @@ from steca_gym.step_rewards import (
     wilson,
 )
 from steca_gym.step_rewards.critic import CriticRewards, LogisticRidge, calibration_error
-from steca_gym.step_rewards.mixture import Hypotheses, MixtureRace, MixtureRacing, fit_values, successes
+from steca_gym.step_rewards.hypotheses import Hypotheses, fit_values
+from steca_gym.step_rewards.mixture import MixtureRace, MixtureRacing, successes
 from steca_gym.trajectory import Step, Trajectory
 
 RATES = {"alpha": 0.05, "beta": 0.1, "min_effect": 0.3}

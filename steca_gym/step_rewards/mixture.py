@@ -1,7 +1,7 @@
 """Racing by a mixture SPRT: is the drop there, given what the values of the expert's states are like?
 
-Knows counts of successes and failures of two states, and a distribution of the values of the expert's states
-learnt from earlier comparisons. Knows no queue, no agent and no environment.
+Knows which outcome to ask for next and when to stop. Knows no queue, no agent and no environment; the two
+hypotheses' probabilities come from ``hypotheses``.
 
 The two hypotheses about (p, q), the values of the expert's state and of the state behind the agent's action:
 
@@ -13,7 +13,7 @@ H0 whichever arm is sampled next and however often one looks, so it ever reaches
 alpha (Ville 1939), and under H1 it ever falls to beta with probability at most beta: Wald's sequential
 probability ratio test (1945), with mixtures for the unknown means as in Robbins, "Statistical methods related to
 the law of the iterated logarithm" (1970). The rates are averages over p as pi has it; ``sequential`` has a test
-that holds them for every single p, and needs two to three times the samples for the same power.
+that holds them for every single p and needs several times the samples (benchmarks/results/detector.md).
 """
 
 from __future__ import annotations
@@ -23,158 +23,15 @@ import weakref
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from steca_gym.step_rewards.estimators import FixedRewards, broken_decision, exact_estimate
+from steca_gym.step_rewards.hypotheses import GRID, Array, Counts, Hypotheses, fit_values, plus
 from steca_gym.step_rewards.sequential import confidence_sequence
 from steca_gym.step_rewards.settings import StepRewardSettings
 from steca_gym.step_rewards.values import Comparison, Decision, Estimate, StateValue, derive_seed
 
-Array = NDArray[np.float64]
-Counts = tuple[int, int, int, int]
-"""successes and failures of the expert's state, successes and failures of the agent's"""
-
-_GRID: Array = np.linspace(0.02, 0.98, 25)
-_HOPELESS = 0.005
-"""a value of a state from which nothing leads on"""
-_HOPELESS_SHARE = 0.2
-"""prior share of such states among the drops"""
-_PSEUDO_STATES = 4.0
-"""weight of the flat prior, in states"""
 _FIRST_FIT, _REFIT_GROWTH = 8, 1.25
 """states with outcomes before the first fit, and growth of their number before the next one"""
-
-
-def fit_values(successes: Array, failures: Array, num_steps: int = 60) -> Array:
-    """The distribution of the values behind binomial counts: weights on a grid, shape ``(25,)``, sum 1.
-
-    Maximum likelihood of a mixing distribution by EM, with four states' worth of a flat prior. Stopping rules
-    do not bias it: the likelihood of counts does not depend on when sampling was stopped.
-
-    Args:
-        successes: per state, shape ``(n,)``.
-        failures: per state, shape ``(n,)``.
-        num_steps: of EM; few enough to stay smooth.
-    """
-    logs = successes[:, None] * np.log(_GRID) + failures[:, None] * np.log(1 - _GRID)
-    likelihood = np.exp(logs - logs.max(axis=1, keepdims=True)) if logs.size else logs
-    weights = np.full(_GRID.size, 1 / _GRID.size)
-    for _ in range(num_steps):
-        joint = likelihood * weights
-        members = joint / joint.sum(axis=1, keepdims=True)
-        weights = members.sum(axis=0) + _PSEUDO_STATES / _GRID.size
-        weights /= weights.sum()
-    return weights
-
-
-class Hypotheses:
-    """Both hypotheses with a fixed distribution of p, and the evidence that counts are between them.
-
-    Args:
-        weights: distribution of p on the grid, shape ``(25,)``.
-        delta: boundary q = p + delta.
-        min_effect: the drop below the boundary that matters.
-        exact: the agent's value where it is known exactly; then only the expert's state is sampled.
-    """
-
-    def __init__(self, weights: Array, delta: float, min_effect: float, exact: float | None = None) -> None:
-        """See the class."""
-        p = np.concatenate([_GRID, [min(0.98, max(0.02, exact - delta))]]) if exact is not None else _GRID
-        q = np.concatenate([[_HOPELESS], _GRID])
-        null = np.clip(p + delta, _HOPELESS, 1 - _HOPELESS)
-        drop = np.zeros((p.size, q.size))
-        prior = np.append(weights, 0.0) if exact is not None else weights
-        if exact is not None:
-            # The least favourable p of the null: just where the agent's value lies.
-            self._prior0 = np.zeros(p.size)
-            self._prior0[-1] = 1.0
-            self._prior1_p = np.where(p + delta - min_effect >= exact - 1e-9, prior, 0.0)
-            total = float(self._prior1_p.sum())
-            self.can_drop = total > 0
-            self._prior1_p = self._prior1_p / total if total > 0 else self._prior1_p
-            drop[:, 0] = self._prior1_p
-        else:
-            self._prior0 = prior
-            for i in range(p.size):
-                below = q <= p[i] + delta - min_effect + 1e-9
-                below[0] = p[i] + delta - min_effect > 0
-                if below[1:].any():
-                    drop[i, 0] = prior[i] * _HOPELESS_SHARE
-                    drop[i, 1:] = below[1:] * prior[i] * (1 - _HOPELESS_SHARE) / below[1:].sum()
-                elif below[0]:
-                    drop[i, 0] = prior[i]
-            total = float(drop.sum())
-            self.can_drop = total > 0
-            drop = drop / total if total > 0 else drop
-        self.agent_is_exact = exact is not None
-        self._drop = drop
-        self._log_p, self._log_not_p = np.log(p), np.log(1 - p)
-        self._log_q, self._log_not_q = np.log(q), np.log(1 - q)
-        self._log_null, self._log_not_null = np.log(null), np.log(1 - null)
-        self._p = p
-        self._known: dict[Counts, tuple[float, float]] = {}
-
-    def log_likelihoods(self, counts: Counts) -> tuple[float, float]:
-        """Logarithms of the probabilities of the outcomes behind ``counts`` under H0 and H1 (one order of them)."""
-        found = self._known.get(counts)
-        if found is None:
-            sx, fx, sy, fy = counts
-            of_x = sx * self._log_p + fx * self._log_not_p
-            top_x = float(of_x.max())
-            if self.agent_is_exact:
-                likely = np.exp(of_x - top_x)
-                found = _log(float(self._prior0 @ likely)) + top_x, _log(float(self._prior1_p @ likely)) + top_x
-            else:
-                null = of_x + sy * self._log_null + fy * self._log_not_null
-                of_y = sy * self._log_q + fy * self._log_not_q
-                top, top_y = float(null.max()), float(of_y.max())
-                drop = np.exp(of_x - top_x) @ self._drop @ np.exp(of_y - top_y)
-                found = _log(float(self._prior0 @ np.exp(null - top))) + top, _log(float(drop)) + top_x + top_y
-            self._known[counts] = found
-        return found
-
-    def log_ratio(self, counts: Counts) -> float:
-        """Natural logarithm of Lambda; minus infinity where no drop is possible."""
-        null, drop = self.log_likelihoods(counts)
-        return drop - null
-
-    def information(self, counts: Counts, arm: int) -> float:
-        """Bits, times ln 2, that the next outcome of an arm (0: expert's, 1: agent's) says about H0 or H1."""
-        null, drop = self.log_likelihoods(counts)
-        null_up, drop_up = self.log_likelihoods(_plus(counts, arm, success=True))
-        if math.isinf(drop):
-            return 0.0
-        under_null, under_drop = math.exp(null_up - null), math.exp(drop_up - drop)
-        weight = 1 / (1 + math.exp(max(-700.0, min(700.0, null - drop))))
-        mean = weight * under_drop + (1 - weight) * under_null
-        return _entropy(mean) - weight * _entropy(under_drop) - (1 - weight) * _entropy(under_null)
-
-    def likely(self, counts: Counts, arm: int) -> bool:
-        """Whether a success is the likelier next outcome of an arm, both hypotheses being weighed by the evidence."""
-        now = self.log_likelihoods(counts)
-        up = self.log_likelihoods(_plus(counts, arm, success=True))
-        top = max(now)
-        return sum(math.exp(x - top) for x in up) >= 0.5 * sum(math.exp(x - top) for x in now)
-
-    @property
-    def mean(self) -> float:
-        """Mean of p under H0."""
-        return float(self._prior0 @ self._p)
-
-
-def _log(x: float) -> float:
-    return math.log(x) if x > 0 else -math.inf
-
-
-def _entropy(p: float) -> float:
-    return 0.0 if p <= 0 or p >= 1 else -p * math.log(p) - (1 - p) * math.log(1 - p)
-
-
-def _plus(counts: Counts, arm: int, *, success: bool) -> Counts:
-    sx, fx, sy, fy = counts
-    if arm == 0:
-        return (sx + success, fx + (not success), sy, fy)
-    return (sx, fx, sy + success, fy + (not success))
 
 
 def successes(value: StateValue, limit: int) -> list[bool]:
@@ -217,7 +74,7 @@ class MixtureRace:
             arm = self.plan[self._num_taken]
             if len(known[arm]) <= self.count(arm):
                 break
-            self.counts = _plus(self.counts, arm, success=known[arm][self.count(arm)])
+            self.counts = plus(self.counts, arm, success=known[arm][self.count(arm)])
             self._num_taken += 1
             self._look()
 
@@ -268,7 +125,7 @@ class MixtureRace:
             arm = max(arms, key=lambda a: self.hypotheses.information(counts, a))
             asked[arm] += 1
             self.plan.append(arm)
-            counts = _plus(counts, arm, success=self.hypotheses.likely(counts, arm))
+            counts = plus(counts, arm, success=self.hypotheses.likely(counts, arm))
         return True
 
     def _fewest(self) -> int:
@@ -277,7 +134,7 @@ class MixtureRace:
         for sign in (1.0, -1.0):
             counts = self.counts
             for number in range(1, fewest + 1):
-                nexts = [_plus(counts, a, success=(a == 0) == (sign > 0)) for a in self._arms]
+                nexts = [plus(counts, a, success=(a == 0) == (sign > 0)) for a in self._arms]
                 counts = max(nexts, key=lambda c: sign * self.hypotheses.log_ratio(c))
                 if self._decided(counts) is not None:
                     fewest = number
@@ -310,7 +167,7 @@ class MixtureRacing:
         self._states: dict[int, StateValue] = {}
         self._sampled: dict[int, StateValue] = {}
         self._next_fit = _FIRST_FIT
-        self.weights: Array = np.full(_GRID.size, 1 / _GRID.size)
+        self.weights: Array = np.full(GRID.size, 1 / GRID.size)
         """distribution of the expert's states' values on the grid, as known now"""
         self._hypotheses: dict[float | None, Hypotheses] = {}
 
@@ -330,8 +187,8 @@ class MixtureRacing:
 
     def report(self) -> dict[str, float]:
         """Mean and spread of the expert's states' values as learnt, and from how many states."""
-        mean = float(self.weights @ _GRID)
-        spread = math.sqrt(max(0.0, float(self.weights @ (_GRID - mean) ** 2)))
+        mean = float(self.weights @ GRID)
+        spread = math.sqrt(max(0.0, float(self.weights @ (GRID - mean) ** 2)))
         return {"mean_value": mean, "spread_of_values": spread, "num_states": float(len(self._sampled))}
 
     def _race(self, comparison: Comparison) -> MixtureRace:

@@ -30,7 +30,7 @@ class StepRewardSettings:
     the decision (where ties deviate, no success behind the agent's action decides alone)"""
     test: Test = "mixture"
     """racing: how the error rates hold. ``mixture``: on average over values like those met so far, which it learns
-    from the outcomes; ``pairs``: for every single pair of values, which costs two to three times the samples"""
+    from the outcomes; ``pairs``: for every single pair of values, which costs several times the samples"""
     alpha: float = 0.1
     """racing: largest probability of ``deviated`` where the agent's value is not below the expert's plus
     delta"""
