@@ -190,12 +190,14 @@ def part_peers(rounds: int, only: str) -> None:
     a, b = make_ids(5000, 1), make_ids(5000, 2)
     emb_a, emb_b = [vectors[x] for x in a], [vectors[y] for y in b]
     flat_a, flat_b = ragged(emb_a), ragged(emb_b)
+    ids_a, ids_b = ragged(a), ragged(b)
     cells = sum(len(x) * len(y) for x, y in zip(a, b, strict=True))
     want = dndtw_pairs(emb_a, emb_b)
     scales = np.array([np.hypot(len(x), len(y)) for x, y in zip(a, b, strict=True)])
     table = np.maximum(0, 1 - vectors @ vectors.T)
     contenders: Contenders = {
         "ours, indices and 400 vectors": lambda: dndtw_pairs(a, b, vectors=vectors),
+        "ours, flat indices with offsets and 400 vectors": lambda: dndtw_pairs(ids_a, ids_b, vectors=vectors),
         "ours, lists of embeddings": lambda: dndtw_pairs(emb_a, emb_b),
         "ours, flat embeddings with offsets": lambda: dndtw_pairs(flat_a, flat_b),
         "ours, cost table given": lambda: dndtw_pairs(a, b, cost=table),
