@@ -141,6 +141,8 @@ def test_a_failing_job_of_a_sweep_does_not_stop_its_siblings(
     command = ["collect", "-m", *CONF, "env=corridor", "agent=expert", "env.train_split=empty,train"]
     assert main([*command, f"runs_root={tmp_path}"]) == 3
     assert "has no tasks" in capsys.readouterr().err
+    # Hydra's note of the sweep lies beside the runs, not in the user's folder.
+    assert (tmp_path / "multirun.yaml").exists() and not Path("multirun.yaml").exists()
     finished = [f for f in tmp_path.glob("*/run.json") if "demonstrations" in json.loads(f.read_text())["phases"]]
     assert len(finished) == 1
 
