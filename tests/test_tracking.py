@@ -91,6 +91,14 @@ def test_a_run_tells_metrics_of_each_phase_and_its_calibrations(tmp_path: Path) 
     assert 0 <= summary["metrics"]["success"] <= 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full: a full disk under the tracker is NOT tested")
+def test_a_full_disk_under_the_tracker_stops_no_run(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.warns(UserWarning, match="the tracker failed and the run goes on without it.*No space left"):
+        assert main(["evaluate", *CONF, "env=corridor", "agent=expert", f"run_dir={tmp_path}"]) == 0
+    assert (tmp_path / "evaluation.json").exists()
+
+
 def test_wandb_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb", reason="the wandb extra is not installed: the offline W&B run is NOT tested")
     monkeypatch.setenv("WANDB_MODE", "offline")
