@@ -88,7 +88,7 @@ def timed(
 
     def agent(engine: Any) -> TransformersAgent:
         return TransformersAgent(
-            model[0], tokenizer=model[1], engine=engine, max_batch_size=min(at_once, 64), kv_cache_gib=6.0
+            model[0], tokenizer=model[1], engine=engine, max_batch_size=min(at_once, 64), kv_cache_gib=3.0
         )
 
     rollouts.play(agent("blocks"), jobs[:1], turns, 1, "warm", False)

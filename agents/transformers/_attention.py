@@ -22,16 +22,17 @@ from numba import njit, prange, types
 from numba.extending import intrinsic, overload
 
 from ._vectors import (  # noqa: TID251 - relative inside the folder
-    MOST_QUERIES,
     fetch,
     mix_1,
     mix_2,
     mix_3,
     mix_4,
+    mix_8,
     score_1,
     score_2,
     score_3,
     score_4,
+    score_8,
     soften,
 )
 
@@ -99,17 +100,24 @@ def _score_tile(tiles: Any, tile: int, queries: Any, count: int, scores: Any, ou
     """Products of ``count`` queries with the 16 keys of a tile, behind ``out`` in each query's row of scores."""
     head_dim = queries.shape[1]
     flat = queries.reshape(-1)
-    for low in range(0, count, MOST_QUERIES):
-        num = min(MOST_QUERIES, count - low)
-        query, place = low * head_dim, low * stride + out
-        if num == 4:
+    low = 0
+    while low < count:
+        left, query, place = count - low, low * head_dim, low * stride + out
+        if left >= 8:
+            score_8(tiles, tile, flat, query, scores, place, stride, head_dim)
+            low += 8
+        elif left >= 4:
             score_4(tiles, tile, flat, query, scores, place, stride, head_dim)
-        elif num == 3:
+            low += 4
+        elif left == 3:
             score_3(tiles, tile, flat, query, scores, place, stride, head_dim)
-        elif num == 2:
+            low += 3
+        elif left == 2:
             score_2(tiles, tile, flat, query, scores, place, stride, head_dim)
+            low += 2
         else:
             score_1(tiles, tile, flat, query, scores, place, stride, head_dim)
+            low += 1
 
 
 @njit(cache=True, inline="never")
@@ -117,17 +125,24 @@ def _mix_tile(tiles: Any, tile: int, weights: Any, first: int, stride: int, coun
     """Add the 16 values of a tile, weighted, to ``count`` queries' rows of ``mixed``."""
     head_dim = mixed.shape[1]
     flat = mixed.reshape(-1)
-    for low in range(0, count, MOST_QUERIES):
-        num = min(MOST_QUERIES, count - low)
-        weight, place = low * stride + first, low * head_dim
-        if num == 4:
+    low = 0
+    while low < count:
+        left, weight, place = count - low, low * stride + first, low * head_dim
+        if left >= 8:
+            mix_8(tiles, tile, weights, weight, stride, flat, place, head_dim)
+            low += 8
+        elif left >= 4:
             mix_4(tiles, tile, weights, weight, stride, flat, place, head_dim)
-        elif num == 3:
+            low += 4
+        elif left == 3:
             mix_3(tiles, tile, weights, weight, stride, flat, place, head_dim)
-        elif num == 2:
+            low += 3
+        elif left == 2:
             mix_2(tiles, tile, weights, weight, stride, flat, place, head_dim)
+            low += 2
         else:
             mix_1(tiles, tile, weights, weight, stride, flat, place, head_dim)
+            low += 1
 
 
 @njit(cache=True, parallel=True, fastmath={"contract", "reassoc", "nsz", "arcp"})

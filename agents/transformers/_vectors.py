@@ -6,7 +6,7 @@
 Knows addresses inside arrays and vectors of 16 float32. Knows no rows and no heads; ``_attention.py`` calls it.
 
 Numba's own loops keep their sums in memory, and read a block only when it is needed. These keep the sums of up
-to four queries in registers while a block goes by once, and ask for the block after the next beforehand. LLVM
+to eight queries in registers while a block goes by once, and ask for the block after the next beforehand. LLVM
 splits the vectors where a processor has narrower ones. Stored numbers are float32, or bfloat16 held as uint16.
 """
 
@@ -20,8 +20,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16
-MOST_QUERIES = 4
-"""queries that share one pass over a block"""
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
@@ -86,8 +84,9 @@ def _make_score(num: int) -> Any:
             _, tile, _, query, _, out, stride, head_dim = args
             keys, wanted, found = code.at(code.array(0), tile), code.array(2), code.array(4)
             zero = ir.Constant(_vector(LANES), [0.0] * LANES)
-            # Two sums a query: one alone would wait for itself at every step.
-            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(num)]
+            # Few queries take two sums each: one alone would wait for itself at every step.
+            parts = 1 if num >= 8 else 2
+            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(parts)] for _ in range(num)]
             starts = [query]
             for _ in range(num - 1):
                 starts.append(builder.add(starts[-1], head_dim))
@@ -97,11 +96,13 @@ def _make_score(num: int) -> Any:
                     row = code.load(code.at(keys, builder.mul(d, ir.Constant(_I64, LANES))), LANES)
                     for q in range(num):
                         number = builder.load(code.at(wanted, builder.add(starts[q], d)))
-                        total = sums[q][inner % 2]
+                        total = sums[q][inner % parts]
                         grown = code.multiply_add(code.spread(number, LANES), row, builder.load(total), LANES)
                         builder.store(grown, total)
             for q in range(num):
-                total = builder.fadd(builder.load(sums[q][0]), builder.load(sums[q][1]))
+                total = builder.load(sums[q][0])
+                if parts == 2:
+                    total = builder.fadd(total, builder.load(sums[q][1]))
                 code.store(total, code.at(found, out), LANES)
                 out = builder.add(out, stride)
             return context.get_dummy_value()
@@ -150,8 +151,8 @@ def _make_mix(num: int) -> Any:
     return mix
 
 
-score_1, score_2, score_3, score_4 = (_make_score(num) for num in range(1, 5))
-mix_1, mix_2, mix_3, mix_4 = (_make_mix(num) for num in range(1, 5))
+score_1, score_2, score_3, score_4, score_8 = (_make_score(num) for num in (1, 2, 3, 4, 8))
+mix_1, mix_2, mix_3, mix_4, mix_8 = (_make_mix(num) for num in (1, 2, 3, 4, 8))
 
 
 _LOG2E, _LN2 = 1.4426950408889634, 0.6931471805599453
