@@ -43,7 +43,7 @@ from steca_gym.agents.smollm2 import smollm2_folder
 from steca_gym.agents.tiny import build_tiny
 from steca_gym.agents.transformers import TransformersAgent
 
-from steca_gym.agent import Prompt, Sampling, TurnRequest, render_turn
+from steca_gym.agent import Prompt, Sampling, Turn, TurnRequest, render_turn
 from steca_gym.collectors import Collector, EpisodeRequest, Fork
 from steca_gym.collectors.ledger import Cost
 from steca_gym.env import TextEnv
@@ -75,12 +75,20 @@ def make_env(turns: int) -> Callable[[], TextEnv]:
     return make
 
 
+class Wanderer(RandomAgent):
+    """Any admissible action but ``help``, whose long answer no trained agent asks for again and again."""
+
+    def _turn(self, request: TurnRequest) -> Turn:
+        actions = tuple(a for a in request.admissible_actions or () if a != "help")
+        return super()._turn(dataclasses.replace(request, admissible_actions=actions))
+
+
 def draw_games(turns: int, count: int) -> list[Trajectory]:
     """Games of admissible actions drawn at random; those that a chance move ends early are left out."""
     env = make_env(turns)()
     ids = env.task_ids("train")
     requests = [EpisodeRequest(task_id=ids[i % len(ids)], seed=i) for i in range(count + count // 8 + 8)]
-    played = Collector(make_env(turns), RandomAgent(), num_envs=64).run(requests)
+    played = Collector(make_env(turns), Wanderer(), num_envs=64).run(requests)
     games = [e.trajectory for e in played if len(e.trajectory) == turns]
     return games[:count]
 
@@ -118,7 +126,7 @@ def fork_jobs(games: Sequence[Trajectory], turns: int, every: int, spoken: bool)
         tuple(dataclasses.replace(s, thought=THOUGHT if spoken else "", text="") for s in g.steps) for g in games
     ]
     make = make_env(turns)
-    whole = Collector(make, RandomAgent(), num_envs=8).run(
+    whole = Collector(make, Wanderer(), num_envs=8).run(
         [
             EpisodeRequest(task_id=g.task_id, seed=0, script=script, max_agent_turns=0, capture=True)
             for g, script in zip(games, scripts, strict=True)
@@ -130,7 +138,7 @@ def fork_jobs(games: Sequence[Trajectory], turns: int, every: int, spoken: bool)
         for i, fork in enumerate(starts)
         for k in range(NUM_CONTINUATIONS)
     ]
-    played = Collector(make, RandomAgent(), num_envs=64).run(requests)
+    played = Collector(make, Wanderer(), num_envs=64).run(requests)
     return [
         Job(r.task_id, r.seed, e.trajectory.actions[len(r.start.prefix) :], r.start)
         for r, e in zip(requests, played, strict=True)
@@ -163,7 +171,7 @@ def some_rounds(jobs: Sequence[Job], longest: int, rounds: int, turns: int, spok
         )
         for job in jobs
     ]
-    forks = [e.forks for e in Collector(make_env(turns), RandomAgent(), num_envs=8).run(requests)]
+    forks = [e.forks for e in Collector(make_env(turns), Wanderer(), num_envs=8).run(requests)]
     return [
         Job(job.task_id, job.seed, (job.actions[r],), forks[j][r])
         for r in chosen
