@@ -18,7 +18,7 @@ from steca_gym import signature
 from steca_gym.agent import Agent
 from steca_gym.collectors.episodes import Episode, EpisodeRequest
 from steca_gym.collectors.ledger import Cost
-from steca_gym.errors import ConfigError, DataError
+from steca_gym.errors import AgentError, ConfigError, DataError
 from steca_gym.run import Run, settings_digest, write_atomically
 from steca_gym.trajectory import Trajectory, WeightedTrajectory
 
@@ -69,6 +69,17 @@ def _expert(run: Run) -> Agent:
 
     agent: Agent = instantiate(run.settings["expert"])
     return agent
+
+
+def _tell_broken(run: Run, errors: Sequence[str], num_played: int, what: str) -> None:
+    """Say how many broke; raise AgentError where nothing else came of it: the same command tries them again."""
+    if errors and len(errors) == num_played:
+        raise AgentError(
+            f"all {num_played} {what} broke (first: {errors[0]}); check the agent (its server, its memory) and run the "
+            "same command again: what was played before is kept"
+        )
+    if errors:
+        run.console.print(f"  {len(errors)} of {num_played} {what} broke (first: {errors[0]})", highlight=False)
 
 
 def _play(
@@ -191,17 +202,21 @@ def own_successes(run: Run, model: Path | None, task_ids: Sequence[str]) -> list
                 for i in range(int(method["num_samples"]))
             }
             keys = {(r.task_id, r.seed): key for key, r in requests.items()}
+            broken: list[str] = []
 
             def keep(episode: Episode) -> None:
                 played = episode.trajectory
-                if played.ended != "failed":
+                if played.ended == "failed":
+                    broken.append(played.error)
+                else:
                     key = keys[played.task_id, played.seed]
                     won = [played] if played.won else []
                     run.buffer.add_trajectories(won, kind="own", done=("own_successes", [key]))
 
             todo = [r for key, r in requests.items() if key not in done]
             _play(run, run.agent(model), todo, keep, "own episodes")
-            record["num_episodes"] = len(requests)
+            _tell_broken(run, broken, len(todo), "episodes")
+            record["num_episodes"], record["num_broken"] = len(requests), len(broken)
             record["num_won"] = len(run.buffer.trajectories(kind="own"))
             record["num_distinct"] = len(_distinct(run.buffer.trajectories(kind="own")))
     run.reached("calibration")
@@ -220,6 +235,7 @@ def calibration(run: Run, model: Path | None, experts: Sequence[Trajectory], rou
     """Explore, detect, correct and execute for every expert trajectory; each result is stored as soon as it stands."""
     from steca_gym.calibration import CalibrationSettings, Counts, calibrate
     from steca_gym.calibration.agreement import paper_agreement
+    from steca_gym.calibration.exploration import TURN_BROKE
     from steca_gym.step_rewards import StepRewardSettings
 
     name = _round_name("calibration", round_index)
@@ -230,6 +246,15 @@ def calibration(run: Run, model: Path | None, experts: Sequence[Trajectory], rou
         rewards = StepRewardSettings.preset(preset["name"], **preset["step_rewards"])
         chosen = explored_from(run, experts, round_index)[: run.settings["exploration"]["num_experts"]]
         agent = run.agent(model)
+        broken: list[str] = []
+
+        def keep(result: ExpertResult) -> None:
+            # A turn that broke (a server that was away) says nothing of the trajectory: the next attempt asks again.
+            if result.error.startswith(TURN_BROKE):
+                broken.append(result.error)
+            else:
+                run.buffer.add_result(result, phase=name)
+
         with run.phase(name, f"calibration: {len(chosen)} trajectories, {rewards.estimator} step rewards") as record:
             collector = run.collector(agent)
             with run.progress("calibration", len(chosen)) as on_progress:
@@ -249,11 +274,13 @@ def calibration(run: Run, model: Path | None, experts: Sequence[Trajectory], rou
                     similarity=run.similarity(),
                     judge=run.judge() if rewards.estimator == "judge" else None,
                     done=run.buffer.done(name),
-                    on_result=lambda result: run.buffer.add_result(result, phase=name),
+                    on_result=keep,
                     on_progress=show,
                 )
             collector.close()
             results = run.buffer.results(name)
+            _tell_broken(run, broken, len(broken) + len(results), "trajectories")
+            record["num_broken"] = len(broken)
             counts = sum((r.counts for r in results), Counts())
             agreement = paper_agreement(results)
             record.update(dataclasses.asdict(counts))
@@ -412,6 +439,7 @@ def evaluation(run: Run, model: Path | None, *, again: bool = False) -> Evaluati
                 make_env=lambda: run.make_env(split),
                 encoder=run.encoder(),
             )
+        _tell_broken(run, [g.error for g in report.games if g.error], len(report.games), "games")
         record.update({k: v for k, v in report.as_dict().items() if isinstance(v, int | float)})
     report = dataclasses.replace(report, cost=run.total_cost())
     write_atomically(path, json.dumps(report.as_dict(), indent=1))

@@ -171,6 +171,22 @@ def test_single_bad_turns_are_data(tmp_path: Path) -> None:
     assert len(steps[1].text) == MAX_TURN_CHARS
 
 
+@pytest.mark.parametrize(("command", "what"), [("calibrate", "8 trajectories"), ("evaluate", "4 games")])
+def test_a_server_that_is_away(
+    command: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [command, *CORRIDOR, "agent=broken", f"run_dir={tmp_path}"]
+    assert main(args) == 4
+    line = told(capsys)
+    assert f"all {what} broke" in line and "no answer from the server" in line and "run the same command again" in line
+    assert num_demonstrations(tmp_path) == DEMONSTRATIONS
+    monkeypatch.setenv("STECA_TEST_SERVER", "up")
+    assert main(args) == 0
+    with CalibrationBuffer(tmp_path / "buffer.sqlite") as buffer:
+        assert not any(r.error for r in buffer.results("calibration"))
+        assert len(buffer.results("calibration")) == (8 if command == "calibrate" else 0)
+
+
 # -- full disks ------------------------------------------------------------------------------------------------
 
 # Behind RLIMIT_FSIZE a write fails as on a full disk, for this process alone. SIGXFSZ is ignored by Python.

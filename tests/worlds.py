@@ -17,6 +17,7 @@ import gymnasium
 
 from steca_gym.agent import Need, Turn, TurnRequest, render_turn
 from steca_gym.env import Outcome, TextEnv
+from steca_gym.errors import AgentError
 
 from .calibration_world import Corridor
 
@@ -110,6 +111,15 @@ class EmptyAgent(ScriptedAgent):
 class LongAgent(ScriptedAgent):
     def say(self, request: TurnRequest) -> str:
         return "Action: go on " + 100_000 * "x"
+
+
+class BrokenAgent(ScriptedAgent):
+    """Fails at every turn, as an endpoint does whose server is away; works once it is back."""
+
+    def say(self, request: TurnRequest) -> str:
+        if os.environ.get("STECA_TEST_SERVER") != "up":
+            raise AgentError("no answer from the server")
+        return render_turn("", "go on")
 
 
 class MixedAgent(ScriptedAgent):

@@ -18,6 +18,9 @@ from steca_gym.errors import ConfigError
 from steca_gym.step_rewards.values import derive_seed
 from steca_gym.trajectory import Step, Trajectory
 
+TURN_BROKE = "the agent's turn broke"
+"""begins an Exploration's error that is the agent's, not the trajectory's: another attempt may succeed"""
+
 Similarity = Callable[[str, str], float]
 """cosine of the encodings of two actions, in [-1, 1]"""
 
@@ -170,7 +173,7 @@ def explore_one(
     for t, episode in zip(steps, asked, strict=True):
         if episode.trajectory.ended == "failed" or len(episode.trajectory) != t + 1 or not episode.forks:
             reason = episode.trajectory.error or "no turn came back"
-            return Exploration(expert=expert, counts=counts, error=f"the agent's turn at step {t} broke: {reason}")
+            return Exploration(expert=expert, counts=counts, error=f"{TURN_BROKE} at step {t}: {reason}")
         turn = episode.trajectory.steps[t]
         explored.append(
             ExploredStep(
