@@ -19,7 +19,7 @@ from steca_gym.agent import Agent
 from steca_gym.collectors.episodes import Episode, EpisodeRequest
 from steca_gym.collectors.ledger import Cost
 from steca_gym.errors import AgentError, ConfigError, DataError
-from steca_gym.run import Run, settings_digest, write_atomically
+from steca_gym.run import Run, make_part, settings_digest, write_atomically
 from steca_gym.trajectory import Trajectory, WeightedTrajectory
 
 if TYPE_CHECKING:
@@ -65,9 +65,7 @@ def demonstrations(run: Run) -> list[Trajectory]:
 
 
 def _expert(run: Run) -> Agent:
-    from hydra.utils import instantiate
-
-    agent: Agent = instantiate(run.settings["expert"])
+    agent: Agent = make_part("expert", run.settings["expert"])
     return agent
 
 
@@ -137,10 +135,10 @@ def _make_warm_up(run: Run, experts: Sequence[Trajectory], folder: Path) -> dict
     with storage_errors(folder):
         base: Path | None = None
         if agent["build"] is not None:
-            from hydra.utils import instantiate
-
             texts = [m.content for e in experts for m in e.messages(run.prompt)]
-            start = Path(instantiate(agent["build"])(corpus=texts, output_dir=scratch / "initial", seed=run.seed))
+            start = Path(
+                make_part("agent.build", agent["build"])(corpus=texts, output_dir=scratch / "initial", seed=run.seed)
+            )
         else:
             start = base = Path(agent["model"])
         samples = [WeightedTrajectory(trajectory=e) for e in experts]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from steca_gym.agent import MAX_TURN_CHARS, Agent, Message, Prompt, Sampling
 from steca_gym.env import TextEnv
-from steca_gym.errors import AgentError, ConfigError, DataError, StorageError
+from steca_gym.errors import AgentError, ConfigError, DataError, StecaError, StorageError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -241,17 +241,10 @@ class Run:
     @cached_property
     def executor(self) -> Executor:
         """Where environments live; shared by all phases, so that workers start once. Raises ConfigError."""
-        from hydra.errors import InstantiationException
-        from hydra.utils import instantiate
-
         from steca_gym.collectors import InProcess
 
         settings = {name: value for name, value in self.settings["collector"].items() if name != "num_envs"}
-        try:
-            made: Executor = instantiate(settings) if settings else InProcess()
-        except InstantiationException as error:
-            why = error.__cause__ or error
-            raise ConfigError(f"the collector cannot be made: {' '.join(str(why).split())}") from error
+        made: Executor = make_part("collector", settings) if settings else InProcess()
         return made
 
     @cached_property
@@ -308,10 +301,11 @@ class Run:
 
     def agent(self, model: Path | None) -> Agent:
         """The acting agent around a model folder (None for agents without a model)."""
-        from hydra.utils import instantiate
-
-        engine = instantiate(self.settings["agent"]["engine"])
-        made: Agent = engine() if model is None else engine(model)
+        engine = make_part("agent.engine", self.settings["agent"]["engine"])
+        try:
+            made: Agent = engine() if model is None else engine(model)
+        except TypeError as error:
+            raise ConfigError(f"setting 'agent.engine' does not fit: {error}; check its keys") from error
         line = getattr(made, "engine_line", "")
         if line:
             self.console.print(f"  [dim]{line}[/dim]", highlight=False, soft_wrap=True)
@@ -369,9 +363,7 @@ class Run:
 
     def encoder(self) -> Encoder:
         """The encoder of actions, for distances and for the same-action rule."""
-        from hydra.utils import instantiate
-
-        made: Encoder = instantiate(self.settings["encoder"])
+        made: Encoder = make_part("encoder", self.settings["encoder"])
         return made
 
     def distance(self) -> Callable[[Sequence[str], Sequence[str]], float]:
@@ -395,17 +387,32 @@ class Run:
 
     def judge(self) -> Judge:
         """A language model that annotates step rewards (``estimator=judge``), behind an OpenAI-compatible endpoint."""
-        from hydra.utils import instantiate
-
         if self.settings["judge"] is None:
             raise ConfigError("estimator=judge needs a judge; add +judge._target_=... (see docs/step-rewards.md)")
-        made: Judge = instantiate(self.settings["judge"])
+        made: Judge = make_part("judge", self.settings["judge"])
         return made
 
     def total_cost(self) -> dict[str, dict[str, float]]:
         """Costs by phase of everything that led here, earlier processes and a shared warm-up included."""
         phases: dict[str, Any] = self.state()["phases"]
         return {name: record["cost"] | {"seconds": record["seconds"]} for name, record in phases.items()}
+
+
+def make_part(name: str, settings: dict[str, Any]) -> Any:
+    """What a group's ``_target_`` makes; raises our own errors as they are, and ConfigError for every other."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(settings)
+    except InstantiationException as error:
+        # Hydra wraps whatever was raised; what matters is inside.
+        if isinstance(error.__cause__, StecaError):
+            raise error.__cause__ from error
+        why = error.__cause__ or error
+        raise ConfigError(
+            f"setting {name!r} cannot be made: {' '.join(str(why).split())}; check its _target_ and its keys"
+        ) from error
 
 
 def make_env(settings: dict[str, Any], split: str) -> TextEnv:

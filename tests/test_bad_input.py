@@ -58,6 +58,14 @@ def num_demonstrations(folder: Path) -> int:
         (["env=corridor", "env.horizn=3"], ["no setting or group 'env.horizn'", "`steca run --help`"]),
         (["env=corridor", "env.id=tests.worlds:steca-test/Coridor-v0"], ["cannot make environment", "Coridor"]),
         (["env=corridor", "++env.kwargs.rooms=3"], ["does not take these kwargs", "rooms"]),
+        (
+            ["env=corridor", "agent=stumbling", "agent.engine._target_=tests.worlds.NoAgent"],
+            ["'agent.engine' cannot be made", "NoAgent"],
+        ),
+        (
+            ["env=corridor", "agent=stumbling", "++agent.engine.room=3"],
+            ["'agent.engine' does not fit", "check its keys"],
+        ),
         (["env=corridor", "reflector=openai"], ["no value", "add reflector."]),
     ],
 )
