@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -132,6 +133,7 @@ def _make_warm_up(run: Run, experts: Sequence[Trajectory], folder: Path) -> dict
     # Of this run alone: siblings of a sweep may make the same warm-up at the same time. What a killed attempt left
     # there is taken up again.
     scratch = folder.with_name(f"{folder.name}.part-{run.folder.name}")
+    begin = time.perf_counter()
     with storage_errors(folder):
         base: Path | None = None
         if agent["build"] is not None:
@@ -146,7 +148,8 @@ def _make_warm_up(run: Run, experts: Sequence[Trajectory], folder: Path) -> dict
         shutil.rmtree(scratch / "initial", ignore_errors=True)
         fingerprint = experts[0].fingerprint
         signature.sign(scratch, fingerprint=fingerprint, task_ids=(e.task_id for e in experts), base=base)
-        note = {"fingerprint": fingerprint, **report.as_dict(), "model": str(folder)}
+        seconds = round(time.perf_counter() - begin, 2)
+        note = {"fingerprint": fingerprint, **report.as_dict(), "model": str(folder), "seconds": seconds}
         write_atomically(scratch / "warm-up.json", json.dumps(note, indent=1))
         try:
             scratch.rename(folder)

@@ -130,9 +130,10 @@ def test_a_sweep_shares_its_warm_up_and_each_run_carries_its_cost(tmp_path: Path
     assert len(list(tmp_path.glob("warm-up/*"))) == 1
     warm_ups = [records(folder)["phases"]["warm_up"] for folder in runs.values()]
     assert warm_ups[0]["num_steps"] == warm_ups[1]["num_steps"]
-    assert all(w["cost"]["seconds"] > 0 for w in warm_ups)
+    assert all(w["seconds"] > 0 for w in warm_ups)
+    assert [bool(w.get("shared")) for w in warm_ups].count(True) == 1
     costs = [json.loads((f / "evaluation.json").read_text())["cost"] for f in runs.values()]
-    assert all("warm_up" in cost and "reinforce" in cost for cost in costs)
+    assert all(cost["warm_up"]["seconds"] > 0 and "reinforce" in cost for cost in costs)
 
 
 def test_a_failing_job_of_a_sweep_does_not_stop_its_siblings(
