@@ -130,7 +130,9 @@ def measure(case: Case, games: Sequence[Trajectory], num_workers: int, repeats: 
                     framework.append(1e6 * (cost.seconds_framework - cost_before.seconds_framework) / num_steps)
                 for episode, game in zip(played, games, strict=True):
                     steps = [(s.action, s.observation, s.score) for s in episode.trajectory.steps]
-                    assert steps == [(s.action, s.observation, s.score) for s in game.steps], game.task_id
+                    assert steps == [(s.action, s.observation, s.score) for s in game.steps], (
+                        f"{game.task_id} plays otherwise than when it was drawn; draw the games anew"
+                    )
     finally:
         for way in ways:
             way.close()
@@ -323,7 +325,7 @@ def main() -> None:
         )
         for case in cases:
             games = list(read_jsonl(args.games / f"{case.name}.jsonl"))
-            print(with_a_model(case, games[: 2 * case.num_envs], args.num_workers, args.repeats), flush=True)
+            print(with_a_model(case, games[: case.num_envs], args.num_workers, args.repeats), flush=True)
     else:
         print("\n".join(overhead(args.repeats + 2, args.num_workers)))
 
