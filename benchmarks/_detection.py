@@ -73,6 +73,12 @@ class Result:
         """Environment steps, replayed ones included where the method replays."""
         return self.env_steps + (self.replayed if self.method.replays else 0)
 
+    @property
+    def per_comparison(self) -> float:
+        """Rollouts for a step at which the agent acts otherwise."""
+        s = self.method.rewards
+        return 2.0 * s.num_samples if s.estimator == "fixed" else self.samples / max(1, self.compared)
+
     def by_site(self) -> Array:
         """(found, right, wrong) per site, shape ``(n_sites, 3)``."""
         rows = np.zeros((max(self.site) + 1, 3))

@@ -1,6 +1,6 @@
 """Does the deviation detector find planted wrong actions, at which error rates, and what does it cost?
 
-    python benchmarks/detector.py [--sites 140] [--batches 3] [--lapse 0.05] [--out benchmarks/results/detector.md]
+    python benchmarks/detector.py [--sites 100] [--batches 2] [--lapse 0.05 0.1] [--out benchmarks/results/detector.md]
 
 Wrong and harmless actions are planted into the expert's way through household games. The agent is scripted, so
 that the true value of every state is known exactly (``_planted.py``). Every method runs through the library's own
@@ -40,7 +40,7 @@ CHEAP = StepRewardSettings(
 )
 """a race at about the error rates of fixed N = 5"""
 CAREFUL = StepRewardSettings(
-    alpha=0.05, beta=0.04, min_effect=0.2, max_samples=50, curtail=False, patience=1.5, count_own_way=True
+    alpha=0.05, beta=0.05, min_effect=0.2, max_samples=40, curtail=False, patience=1.5, count_own_way=True
 )
 """a race for a fiftieth of fixed N = 100"""
 
@@ -129,7 +129,7 @@ def error_table(results: Sequence[Result]) -> str:
             share(r.drop, "kept", "tie"),
             share(r.drop, "undecided"),
             f"{r.compared} ({len(r.null)} without, {len(r.drop)} with a drop)",
-            f"{r.samples / max(1, r.compared):.1f}",
+            f"{r.per_comparison:.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -165,8 +165,8 @@ def equal_table(results: Sequence[Result]) -> str:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sites", type=int, default=140, help="expert trajectories of at least 8 steps")
-    parser.add_argument("--batches", type=int, default=3, help="times that anew is planted into each")
+    parser.add_argument("--sites", type=int, default=100, help="expert trajectories of at least 8 steps")
+    parser.add_argument("--batches", type=int, default=2, help="times that anew is planted into each")
     parser.add_argument("--first-batch", type=int, default=0)
     parser.add_argument("--lapse", type=float, nargs="*", default=[0.05, 0.1], help="of the agent, per turn")
     parser.add_argument("--large", type=int, default=100, help="the largest fixed N")

@@ -1,6 +1,6 @@
 """What step rewards cost at the same detection quality, and which part of the saving comes from what.
 
-    python benchmarks/step_reward_cost.py [--sites 140] [--batches 6] [--out benchmarks/results/step_rewards.md]
+    python benchmarks/step_reward_cost.py [--sites 100] [--batches 4] [--out benchmarks/results/step_rewards.md]
 
 Both goals on planted deviations (see ``detector.py``), an ablation that adds one saving at a time, and the limits:
 the best sequential design that could know the distribution of values, and Wald's test. Knows no language model.
@@ -132,12 +132,10 @@ def limits(sites: Any, lapse: float, house: Household, batches: Sequence[int], r
         miss, alarm = 1 - float(np.mean(on_wrong)), r.false_on_harmless / max(1, r.num_harmless)
         cap = 12 if r.method.rewards.max_samples <= 12 or r.method.rewards.estimator == "fixed" else 20
         best = fewest_samples(Bench(of_drop, of_null, cap), miss, alarm)
-        s = r.method.rewards
-        spent = 2 * s.num_samples if s.estimator == "fixed" else r.samples / max(1, r.compared)
         null, drop = wald_samples(p, q, max(alarm, 1e-3), max(miss, 1e-3))
         share = len(drops) / (len(drops) + len(nulls))
         lines.append(
-            f"| {r.name} | {miss:.3f} | {alarm:.3f} | {spent:.1f} | "
+            f"| {r.name} | {miss:.3f} | {alarm:.3f} | {r.per_comparison:.1f} | "
             + (
                 f"{best.samples:.1f} ({best.miss:.3f}, {best.false_alarm:.3f})"
                 if best
@@ -151,7 +149,7 @@ def limits(sites: Any, lapse: float, house: Household, batches: Sequence[int], r
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sites", type=int, default=140, help="expert trajectories of at least 8 steps")
+    parser.add_argument("--sites", type=int, default=100, help="expert trajectories of at least 8 steps")
     parser.add_argument("--batches", type=int, default=4, help="times that anew is planted into each")
     parser.add_argument("--large-batches", type=int, default=2, help="the same where the large N is run")
     parser.add_argument("--lapse", type=float, nargs="*", default=[0.05, 0.1], help="of the agent, per turn")
