@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import carray, njit
 
-from steca_gym.distances._simd import prefetch
+from steca_gym.distances._simd import pointer_at, prefetch
 
 _FNV_OFFSET = np.uint32(2166136261)
 _FNV_PRIME = np.uint32(16777619)
@@ -157,8 +157,9 @@ def number_rows(words, coefficients, slots, digests, known, count, start, ids):
     per_line = 64 // words.itemsize
     for i in range(start, words.shape[0]):
         row = words[i]
-        for k in range((i + _AHEAD) * width, (i + _AHEAD + 1) * width, per_line):
-            prefetch(flat, k)
+        if i + _AHEAD < words.shape[0]:
+            for k in range((i + _AHEAD) * width, (i + _AHEAD + 1) * width, per_line):
+                prefetch(flat, k)
         digest = _digest(row, coefficients)
         slot = np.int64(digest >> np.uint64(20)) & mask
         while True:
@@ -177,6 +178,33 @@ def number_rows(words, coefficients, slots, digests, known, count, start, ids):
                 break
             slot = (slot + 1) & mask
     return count, words.shape[0]
+
+
+@njit(cache=True, nogil=True)
+def number_arrays(addresses, lengths, coefficients, slots, digests, known, count, first, start, ids):
+    """``number_rows`` for many arrays of rows, ``lengths[k]`` of them at ``addresses[k]``; ids end to end.
+
+    Goes on at row ``start`` of array ``first``; returns the number of distinct rows, and the array and row where
+    ``known`` was full (the number of arrays and 0 at the end). Nothing is copied but distinct rows.
+    """
+    width = known.shape[1]
+    per_line = 64 // known.itemsize
+    begin = 0
+    for k in range(first):
+        begin += lengths[k]
+    for k in range(first, lengths.size):
+        if k + 1 < lengths.size:
+            ahead = carray(pointer_at(addresses[k + 1], known), (min(lengths[k + 1], _AHEAD) * width,))
+            for word in range(0, ahead.size, per_line):
+                prefetch(ahead, word)
+        words = carray(pointer_at(addresses[k], known), (lengths[k], width))
+        part = ids[begin : begin + lengths[k]]
+        count, done = number_rows(words, coefficients, slots, digests, known, count, start, part)
+        if done < lengths[k]:
+            return count, k, done
+        begin += lengths[k]
+        start = 0
+    return count, lengths.size, 0
 
 
 @njit(cache=True, nogil=True)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steca_gym.distances._hashing import number_rows, refill_slots
+from steca_gym.distances._hashing import number_arrays, number_rows, refill_slots
 from steca_gym.distances._threads import run_blocks
 
 _CHUNK_BYTES = 1 << 19
-"""rows of listed arrays are collected in pieces of this size, which stay in the second-level cache"""
+"""batches are cut into pieces of about this size, which threads share"""
 
 _PARALLEL_BYTES = 1 << 23
 """below this a second thread costs more than it brings"""
@@ -44,6 +44,19 @@ class RowNumbers:
                 words, self._coefficients, self._slots, self._digests, self._known, self.count, done, ids
             )
             if done == len(rows):
+                return
+            self._grow()
+
+    def add_listed(self, arrays: Sequence[NDArray[Any]], lengths: NDArray[np.int64], ids: NDArray[np.int32]) -> None:
+        """Number the rows of ``arrays``, each (n, width) in C order, end to end into ``ids``."""
+        addresses = np.array([array.__array_interface__["data"][0] for array in arrays], np.uintp)
+        first = start = 0
+        while True:
+            self.count, first, start = number_arrays(
+                addresses, lengths, self._coefficients, self._slots, self._digests, self._known, self.count, first,
+                start, ids,
+            )  # fmt: skip
+            if first == len(lengths):
                 return
             self._grow()
 
@@ -87,16 +100,12 @@ def number_all(
 
     def work(block: int) -> None:
         # Contiguous shares, so that numbers rise in order of appearance within each.
-        buffer = None
         for rows, numbers in pieces[len(pieces) * block // threads : len(pieces) * (block + 1) // threads]:
-            if not isinstance(rows, np.ndarray):
-                if len(rows) == 1:
-                    rows = rows[0]
-                else:
-                    if buffer is None or len(buffer) < numbers.size:
-                        buffer = np.empty((2 * numbers.size, width), dtype)
-                    rows = np.concatenate(rows, out=buffer[: numbers.size])
-            states[block].add(rows, numbers)
+            if isinstance(rows, np.ndarray):
+                states[block].add(rows, numbers)
+            else:
+                lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+                states[block].add_listed(rows, lengths, numbers)
 
     run_blocks(work, threads, threads)
     state = states[0]

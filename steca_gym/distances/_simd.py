@@ -258,3 +258,14 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp), codegen
+
+
+@intrinsic
+def pointer_at(typingctx: Any, address: Any, like: Any) -> Any:
+    """A pointer to values of the array ``like``'s type, for ``numba.carray``; the caller keeps the memory alive."""
+    pointer = types.CPointer(like.dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(pointer))
+
+    return pointer(types.uintp, like), codegen

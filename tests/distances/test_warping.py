@@ -231,6 +231,16 @@ def test_column_tiles_change_nothing(monkeypatch, dtype):
         np.testing.assert_array_equal(dndtw_matrix(a, cost=(table + table.T) / 2), one)
 
 
+def test_views_and_mixed_types_are_read_as_what_they_show():
+    wide = np.random.default_rng(22).normal(size=(40, 12))
+    views = [wide[3:9, ::2], wide[::-3, 6:], wide[:1, :6], np.asfortranarray(wide[:5, :6])]
+    copies = [np.ascontiguousarray(view) for view in views]
+    np.testing.assert_array_equal(dndtw_matrix(views), dndtw_matrix(copies))
+    np.testing.assert_array_equal(dndtw_pairs(views, views[::-1]), dndtw_pairs(copies, copies[::-1]))
+    mixed = [copies[0], copies[1].astype(np.float32), copies[2].tolist()]
+    np.testing.assert_allclose(dndtw_matrix(mixed), dndtw_matrix(copies[:3]), atol=1e-6)
+
+
 def test_very_unequal_lengths_and_empty_batches():
     vectors = words()
     rng = np.random.default_rng(5)
