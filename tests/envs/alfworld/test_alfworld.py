@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+from functools import partial
 from pathlib import Path
 
 import gymnasium
@@ -37,6 +38,24 @@ def env() -> TextEnv:
 
 def test_it_conforms() -> None:
     check_text_env(make_household).raise_if_failed()
+
+
+def test_official_games_conform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STECA_CACHE", str(tmp_path))
+    make = partial(make_alfworld, data=official_data(), split="valid_seen")
+    check_text_env(make).raise_if_failed()
+
+
+def test_a_teddy_bear_cannot_be_put_down_and_so_loses_the_game(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STECA_CACHE", str(tmp_path))
+    env = make_alfworld(data=official_data(), split="valid_seen")
+    trial = "valid_seen/look_at_obj_in_light-Laptop-None-DeskLamp-328/trial_T20190908_201550_622420"
+    env.reset(options={"task_id": trial})
+    env.step("go to bed 1")
+    assert env.winnable()
+    *_, info = env.step("take teddybear 1 from bed 1")
+    assert info["valid"] and env.winnable() is False and env.expert_action() is None
+    assert not any(c.startswith("move") for c in env.admissible_actions() or ())
 
 
 def test_the_prompts_example_is_a_game_as_it_is_played() -> None:
