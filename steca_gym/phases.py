@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from steca_gym import signature
 from steca_gym.agent import Agent
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from steca_gym.calibration.agreement import PaperAgreement
     from steca_gym.evaluation import EvaluationReport
     from steca_gym.training import TrainReport, TrainSettings
+
+
+T = TypeVar("T")
 
 
 def demonstrations(run: Run) -> list[Trajectory]:
@@ -196,7 +199,7 @@ def own_successes(run: Run, model: Path | None, task_ids: Sequence[str]) -> list
     if run.done("calibration") is None:
         with run.phase("calibration", f"own episodes: {method['num_samples']} per training task") as record:
             done = run.buffer.done("own_successes")
-            task_ids = list(task_ids)[: run.settings["exploration"]["num_experts"]]
+            task_ids = drawn(run, task_ids, run.settings["exploration"]["num_experts"])
             requests = {
                 f"{t}#{i}": _request(run, t, index=i, temperature=float(method["temperature"]))
                 for t in task_ids
@@ -245,7 +248,7 @@ def calibration(run: Run, model: Path | None, experts: Sequence[Trajectory], rou
         common = {"max_new_tokens": int(run.settings["agent"]["max_new_tokens"]), "round": round_index}
         settings = CalibrationSettings.preset(preset["name"], **{**preset["calibration"], **common})
         rewards = StepRewardSettings.preset(preset["name"], **preset["step_rewards"])
-        chosen = explored_from(run, experts, round_index)[: run.settings["exploration"]["num_experts"]]
+        chosen = drawn(run, explored_from(run, experts, round_index), run.settings["exploration"]["num_experts"])
         agent = run.agent(model)
         broken: list[str] = []
 
@@ -340,6 +343,18 @@ def explored_from(run: Run, experts: Sequence[Trajectory], round_index: int) -> 
     ]
 
 
+def drawn(run: Run, items: Sequence[T], count: int | None) -> list[T]:
+    """At most ``count`` of the items, drawn with the run's seed; all of them for None.
+
+    Trajectories are listed by task id, and ids often begin with the kind of task: the first few would be of one kind.
+    """
+    import numpy as np
+
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[i] for i in np.random.default_rng(run.seed).permutation(len(items))[:count]]
+
+
 def _round_name(phase: str, round_index: int) -> str:
     return phase if round_index == 0 else f"{phase}.{round_index}"
 
@@ -361,7 +376,7 @@ def reinforced_samples(run: Run, experts: Sequence[Trajectory], round_index: int
             distance=run.distance(),
             approved=lambda c: c.calibration_id not in refused,
         )
-    rehearsed = list(experts)[: method["num_rehearsed"]]
+    rehearsed = drawn(run, experts, method["num_rehearsed"])
     samples += [WeightedTrajectory(trajectory=e) for e in rehearsed]
     if not samples:
         raise DataError(

@@ -15,6 +15,7 @@ import pytest
 from steca_gym.cli import EXIT_CODES, USAGE, main
 from steca_gym.compare import compare, compose
 from steca_gym.errors import AgentError, ConfigError, StecaError
+from steca_gym.phases import drawn
 from steca_gym.run import Run, check_turns, settings_digest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,3 +178,12 @@ def test_methods_side_by_side(
 def test_settings_that_do_not_resolve_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'agent.model' has no value; add agent.model=..."):
         open_run(tmp_path, "agent=transformers")
+
+
+def test_a_part_of_the_trajectories_is_drawn_and_not_the_first_kind_of_task(tmp_path: Path) -> None:
+    run = open_run(tmp_path, "seed=3")
+    ids = [f"{kind}/{i}" for kind in ("clean", "heat", "look") for i in range(100)]
+    some = drawn(run, ids, 30)
+    assert len(set(some)) == 30 and some == drawn(run, ids, 30)
+    assert all(5 <= sum(i.startswith(kind) for i in some) <= 15 for kind in ("clean", "heat", "look"))
+    assert drawn(run, ids, None) == drawn(run, ids, 1000) == ids
