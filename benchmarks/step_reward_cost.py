@@ -151,6 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sites", type=int, default=100, help="expert trajectories of at least 8 steps")
     parser.add_argument("--batches", type=int, default=4, help="times that anew is planted into each")
+    parser.add_argument("--first-batch", type=int, default=40, help="the settings were chosen on others")
     parser.add_argument("--large-batches", type=int, default=2, help="the same where the large N is run")
     parser.add_argument("--lapse", type=float, nargs="*", default=[0.05, 0.1], help="of the agent, per turn")
     parser.add_argument("--large", type=int, default=100)
@@ -158,12 +159,12 @@ def main() -> None:
     args = parser.parse_args()
     started, house = time.perf_counter(), Household()
     sites = find_sites(args.sites, 8)
-    batches = range(args.batches)
+    batches = range(args.first_batch, args.first_batch + args.batches)
     parts = []
     for lapse in args.lapse:
         check_player(sites, house, lapse)
         few = run(sites, against_few(), batches=batches, lapse=lapse, house=house)
-        many_batches = range(args.large_batches)
+        many_batches = range(args.first_batch, args.first_batch + args.large_batches)
         many = run(sites, against_many(args.large), batches=many_batches, lapse=lapse, house=house)
         steps = run(sites, ablation(), batches=batches, lapse=lapse, house=house)
         often = run(
