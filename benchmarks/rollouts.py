@@ -199,6 +199,8 @@ class Result:
     jobs: int
     turns: int
     seconds: float
+    processor_seconds: float
+    """of all threads; waiting for each other counts, waiting for other processes does not"""
     cost: Cost
     elsewhere: float
     """part of all processors' time that went to other processes meanwhile"""
@@ -241,15 +243,15 @@ def play(agent: TransformersAgent, jobs: Sequence[Job], turns: int, num_envs: in
         )
 
     with Collector(make_env(turns), agent, num_envs=num_envs) as collector:
-        started, others = time.perf_counter(), others_seconds()
+        started, others, processor = time.perf_counter(), others_seconds(), time.process_time()
         played = collector.run([request(job) for job in jobs])
-        seconds = time.perf_counter() - started
+        seconds, processor = time.perf_counter() - started, time.process_time() - processor
         elsewhere = max(others_seconds() - others, 0.0) / (seconds * (os.cpu_count() or 1))
         cost = dataclasses.replace(collector.ledger.total())
     for episode, job in zip(played, jobs, strict=True):
         assert episode.trajectory.actions[job.num_given :] == job.actions, "a way of playing left the script"
     agent.force = None
-    return Result(name, len(jobs), sum(len(job.actions) for job in jobs), seconds, cost, elsewhere)
+    return Result(name, len(jobs), sum(len(job.actions) for job in jobs), seconds, processor, cost, elsewhere)
 
 
 def measure(args: argparse.Namespace, model: tuple[Any, Any], turns: int, jobs: Sequence[Job]) -> str:
@@ -262,7 +264,7 @@ def measure(args: argparse.Namespace, model: tuple[Any, Any], turns: int, jobs: 
 
     agents = {rows: agent("generate", rows) for rows in (*args.peer_batch, 1)}
     mine = agent("blocks", args.batch)
-    play(mine, jobs[:2], turns, 2, "warm", args.thoughts)
+    play(mine, [dataclasses.replace(job, actions=job.actions[:1]) for job in jobs[:2]], turns, 2, "warm", args.thoughts)
     peers = even_choice(jobs, args.peer_jobs)
     if args.peer_rounds:
         peers = some_rounds(peers, max(len(job.actions) for job in peers), args.peer_rounds, turns, args.thoughts)
@@ -284,7 +286,8 @@ def measure(args: argparse.Namespace, model: tuple[Any, Any], turns: int, jobs: 
                 result = play(one, chosen, turns, num_envs, name, args.thoughts)
                 print(
                     f"{turns} turns, {name}: {result.turns} turns in {result.seconds:.1f} s, "
-                    f"model {result.in_model:.0%}, other processes {result.elsewhere:.0%}",
+                    f"processor {result.processor_seconds:.1f} s, model {result.in_model:.0%}, "
+                    f"other processes {result.elsewhere:.0%}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -293,10 +296,12 @@ def measure(args: argparse.Namespace, model: tuple[Any, Any], turns: int, jobs: 
                 disturbed += attempt < args.retries
             runs.setdefault(name, []).append(result)
     medians = {name: statistics.median(r.turns_per_second for r in found) for name, found in runs.items()}
+    processor = {name: statistics.median(r.processor_seconds for r in found) for name, found in runs.items()}
+    ours = runs["ours"][0]
     lines = [
         "| way | jobs | runs | turns/s, median (range) | said tokens/s | prompt tokens read a turn | environment steps "
-        "a turn | time in model | framework a turn | ours is faster |",
-        "|" + "---|" * 10,
+        "a turn | time in model | framework a turn | ours is faster | by processor time |",
+        "|" + "---|" * 11,
     ]
     for name, found in runs.items():
         r = min(found, key=lambda one: abs(one.turns_per_second - medians[name]))
@@ -306,9 +311,9 @@ def measure(args: argparse.Namespace, model: tuple[Any, Any], turns: int, jobs: 
             f"| {name} | {r.jobs} | {len(found)} | {medians[name]:.1f} ({min(rates):.1f} to {max(rates):.1f}) "
             f"| {r.cost.num_sampled_tokens / r.seconds:.0f} | {r.cost.num_prompt_tokens_read / r.turns:.0f} "
             f"| {steps:.1f} | {r.in_model:.0%} | {1e6 * r.cost.seconds_framework / r.turns:.0f} us "
-            f"| {medians['ours'] / medians[name]:.1f}x |"
+            f"| {medians['ours'] / medians[name]:.1f}x "
+            f"| {processor[name] * ours.turns / (processor['ours'] * r.turns):.1f}x |"
         )
-    ours = runs["ours"][0]
     whole = (ours.cost.num_prompt_tokens_read + ours.cost.num_prompt_tokens_reused) / ours.turns
     lines.append(
         f"\n{ours.turns} turns in {ours.jobs} jobs; {ours.cost.num_sampled_tokens / ours.turns:.1f} tokens said a turn "
@@ -351,7 +356,7 @@ def main() -> None:
     parser.add_argument("--authors-jobs", type=int, default=2)
     parser.add_argument("--thoughts", action="store_true", help="say a thought before each action")
     parser.add_argument("--static-cache", action="store_true", help="generate() with a static cache")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--kv-cache-gib", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--retries", type=int, default=3, help="for runs of ours that other processes disturbed")
@@ -368,21 +373,22 @@ def main() -> None:
         else:
             folder = smollm2_folder() if args.model == "smollm2" else Path(args.model)
             name = folder.name
-        model = load(folder, args.dtype)
-        if args.static_cache:
-            model[0].generation_config.cache_implementation = "static"
         parts = [f"Machine: {machine_line('torch', 'transformers')}, {torch.get_num_threads()} threads", ""]
         for turns in args.turns:
             for workload in args.workloads:
                 jobs = jobs_of(args, workload, turns)
-                if args.profile:
-                    profile(args, model, turns, jobs)
-                    continue
-                said = "thought and action" if args.thoughts else "action alone"
-                parts += [f"### {name}, {args.dtype}, {turns} turns, {workload}, {said}", ""]
-                parts += [measure(args, model, turns, jobs), ""]
-                if args.out:
-                    args.out.write_text("\n".join(parts) + "\n")
+                for dtype in args.dtype:
+                    model = load(folder, dtype)
+                    if args.static_cache:
+                        model[0].generation_config.cache_implementation = "static"
+                    if args.profile:
+                        profile(args, model, turns, jobs)
+                        continue
+                    said = "thought and action" if args.thoughts else "action alone"
+                    parts += [f"### {name}, {dtype}, {turns} turns, {workload}, {said}", ""]
+                    parts += [measure(args, model, turns, jobs), ""]
+                    if args.out:
+                        args.out.write_text("\n".join(parts) + "\n")
     print("\n".join(parts))
 
 

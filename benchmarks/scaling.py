@@ -12,6 +12,7 @@ alone, with an agent that answers at once.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import statistics
@@ -91,7 +92,7 @@ def timed(
             model[0], tokenizer=model[1], engine=engine, max_batch_size=min(at_once, 64), kv_cache_gib=3.0
         )
 
-    rollouts.play(agent("blocks"), jobs[:1], turns, 1, "warm", False)
+    rollouts.play(agent("blocks"), [dataclasses.replace(jobs[0], actions=jobs[0].actions[:1])], turns, 1, "warm", False)
     runs = [rollouts.play(agent("blocks"), jobs, turns, at_once, "ours", False) for _ in range(repeats)]
     ours = sorted(runs, key=lambda r: r.seconds)[len(runs) // 2]
     point = {
@@ -153,7 +154,7 @@ def part_framework(scratch: Path) -> list[dict[str, Any]]:
         requests = [EpisodeRequest(task_id=g.task_id, seed=i) for i, g in enumerate(games)]
         agent = Script(games)
         runs = []
-        for _ in range(5):
+        for _ in range(3):
             with Collector(rollouts.make_env(turns), agent, num_envs=64) as collector:
                 collector.run(requests[:8])
                 before, start = collector.ledger.total(), time.perf_counter()
