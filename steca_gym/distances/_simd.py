@@ -263,9 +263,9 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
 @intrinsic
 def pointer_at(typingctx: Any, address: Any, like: Any) -> Any:
     """A pointer to values of the array ``like``'s type, for ``numba.carray``; the caller keeps the memory alive."""
-    pointer = types.CPointer(like.dtype)
+    pointer = types.CPointer(like.dtype)  # type: ignore[attr-defined]
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(pointer))
 
-    return pointer(types.uintp, like), codegen
+    return pointer(types.uint64, like), codegen
