@@ -135,7 +135,9 @@ class ScienceWorldWorld(World):
         with POOL.lend(self._token, self._max_jvms) as (jvm, _):
             room = self._load(jvm)
             self._goal = " ".join(str(jvm.server.getTaskDescription()).split())
-        self._last = Outcome(observation=f"{self._goal}\n{room}")
+            # Some tasks count where the agent stands at the start: an unknown action must not seem to earn that.
+            score = float(jvm.server.getScore())
+        self._last = Outcome(observation=f"{self._goal}\n{room}", score=min(1.0, max(0.0, score)))
         return self._last
 
     def act(self, action: str) -> Outcome:

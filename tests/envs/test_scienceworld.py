@@ -81,6 +81,11 @@ def test_texts_are_the_same_in_a_new_process(world):
     assert run.stdout.splitlines() == [repr(text) for text in texts[0::2]]
 
 
+def test_an_unknown_action_earns_nothing(world):
+    outcome = world.start("find-animal/2", 0)
+    assert outcome.score == world.act("dance on the table").score
+
+
 def test_expert_follows_the_gold_path_only(world):
     world.start("find-animal/0", 0)
     first = world.expert_action()
