@@ -1,6 +1,6 @@
 """Kernels of the hash encoder and of numbering rows and ids. Knows bytes and arrays, no texts and no files."""
 
-# pyright: reportCallIssue=false
+# pyright: reportCallIssue=false, reportPrivateImportUsage=false
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
