@@ -20,7 +20,7 @@ PARTS: dict[str, list[str]] = {
     "mypy": ["mypy", *SOURCES],
     "pyright": ["pyright", "--warnings"],
     "wheel": ["-m", "tests.wheel"],
-    "pytest": ["-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--durations", "10"],
+    "pytest": ["-m", "pytest", "-q", "-rs", "-n", "2", "--dist", "loadfile", "--durations", "10"],
 }
 
 
