@@ -59,6 +59,16 @@ def exact_estimate(value: float) -> Estimate:
     return Estimate(mean=value, low=value, high=value, outcomes=(value,))
 
 
+def race_estimate(value: StateValue, count: int, level: float, unknown: float = 0.5) -> Estimate:
+    """A raced value by its first ``count`` outcomes, with a confidence sequence; ``unknown`` stands for no outcome."""
+    if value.exact is not None:
+        return exact_estimate(value.exact)
+    outcomes = tuple(value.first(count))
+    low, high = confidence_sequence(outcomes, level)
+    mean = float(np.mean(outcomes)) if outcomes else unknown
+    return Estimate(mean=mean, low=min(low, mean), high=max(high, mean), outcomes=outcomes)
+
+
 def _plain_estimate(value: StateValue, count: int, level: float) -> Estimate:
     if value.exact is not None:
         return exact_estimate(value.exact)
@@ -194,17 +204,9 @@ class RacingRewards:
         race = self._race(comparison)
         if race.decision is None:
             return None
-        expert = self._estimate(comparison.expert, race.num_pairs)
-        agent = self._estimate(comparison.agent, race.num_pairs)
+        expert = race_estimate(comparison.expert, race.num_pairs, self._settings.level)
+        agent = race_estimate(comparison.agent, race.num_pairs, self._settings.level)
         return Decision(verdict=race.decision, expert=expert, agent=agent)  # type: ignore[arg-type]
-
-    def _estimate(self, value: StateValue, count: int) -> Estimate:
-        if value.exact is not None:
-            return _plain_estimate(value, count, self._settings.level)
-        outcomes = tuple(value.first(count))
-        low, high = confidence_sequence(outcomes, self._settings.level)
-        mean = float(np.mean(outcomes)) if outcomes else 0.5
-        return Estimate(mean=mean, low=min(low, mean), high=max(high, mean), outcomes=outcomes)
 
 
 class RandomRewards:

@@ -24,11 +24,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steca_gym.step_rewards.estimators import FixedRewards, broken_decision, exact_estimate
+from steca_gym.step_rewards.estimators import FixedRewards, broken_decision, race_estimate
 from steca_gym.step_rewards.hypotheses import GRID, Array, Counts, Hypotheses, fit_values, plus
-from steca_gym.step_rewards.sequential import confidence_sequence
 from steca_gym.step_rewards.settings import StepRewardSettings
-from steca_gym.step_rewards.values import Comparison, Decision, Estimate, StateValue, derive_seed
+from steca_gym.step_rewards.values import Comparison, Decision, StateValue, derive_seed
 
 _FIRST_FIT, _REFIT_GROWTH = 8, 1.25
 """states with outcomes before the first fit, and growth of their number before the next one"""
@@ -231,14 +230,6 @@ class MixtureRacing:
         race = self._race(comparison)
         if race.decision is None:
             return None
-        expert = self._estimate(comparison.expert, race.count(0), race.hypotheses.mean)
-        agent = self._estimate(comparison.agent, race.count(1), race.hypotheses.mean)
+        expert = race_estimate(comparison.expert, race.count(0), self._settings.level, race.hypotheses.mean)
+        agent = race_estimate(comparison.agent, race.count(1), self._settings.level, race.hypotheses.mean)
         return Decision(verdict=race.decision, expert=expert, agent=agent)  # type: ignore[arg-type]
-
-    def _estimate(self, value: StateValue, count: int, unknown: float) -> Estimate:
-        if value.exact is not None:
-            return exact_estimate(value.exact)
-        outcomes = tuple(value.first(count))
-        low, high = confidence_sequence(outcomes, self._settings.level)
-        mean = float(np.mean(outcomes)) if outcomes else unknown
-        return Estimate(mean=mean, low=min(low, mean), high=max(high, mean), outcomes=outcomes)
