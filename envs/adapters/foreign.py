@@ -143,9 +143,7 @@ class GymnasiumWorld(World):
             text = self._reading.text(self._observation, self._info)
         self._task_id, self._total, self._over = task_id, 0.0, False
         self._goal = self._reading.task_text(self._observation, self._info)
-        if self._goal and self._goal not in " ".join(text.split()):
-            text = f"Your task: {self._goal}\n{text}"
-        return self._reading.outcome(text, self._info, total=0.0, terminated=False, truncated=False)
+        return self._reading.first(text, self._goal, self._info)
 
     def act(self, action: str) -> Outcome:
         """Step; a text outside of the action space is refused. Raises WorldError where the environment itself fails."""

@@ -124,9 +124,7 @@ class OpenEnvWorld(World):
         self._total, self._over = 0.0, False
         _, _, text = self._take(answer)
         self._goal = self._reading.task_text(self._observation, self._info)
-        if self._goal and self._goal not in " ".join(text.split()):
-            text = f"Your task: {self._goal}\n{text}"
-        return self._reading.outcome(text, self._info, total=0.0, terminated=False, truncated=False)
+        return self._reading.first(text, self._goal, self._info)
 
     def act(self, action: str) -> Outcome:
         """Step; what the server calls invalid is refused. Raises WorldError where the server fails or is gone."""

@@ -76,6 +76,12 @@ class Reading:
         found = (place[key] for place in places for key in GOAL_KEYS if isinstance(place.get(key), str))
         return " ".join(next(found, "").split())
 
+    def first(self, text: str, goal: str, info: Mapping[str, Any]) -> Outcome:
+        """What an episode begins with: the text, with the task in front where it does not name it."""
+        if goal and goal not in " ".join(text.split()):
+            text = f"Your task: {goal}\n{text}"
+        return self.outcome(text, info, total=0.0, terminated=False, truncated=False)
+
     def outcome(
         self, text: str, info: Mapping[str, Any], *, total: float, terminated: bool, truncated: bool, valid: bool = True
     ) -> Outcome:
