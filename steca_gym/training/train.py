@@ -90,9 +90,10 @@ def _train(
     if done is not None:
         return done
     resume = _resumable(checkpoints, digest)
-    bf16 = settings.precision == "bf16" or (
-        settings.precision == "auto" and _bf16_is_faster(model, encoded, settings.per_device_batch_size)
-    )
+    with trl_adapter.small_attention_in_float32(model):
+        bf16 = settings.precision == "bf16" or (
+            settings.precision == "auto" and _bf16_is_faster(model, encoded, settings.per_device_batch_size)
+        )
     trainer, clock = trl_adapter.make_trainer(
         model,
         tokenizer,
@@ -110,7 +111,8 @@ def _train(
             "`torchrun --nproc_per_node N`"
         )
     loop_start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    with trl_adapter.small_attention_in_float32(model):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     train_seconds = time.perf_counter() - loop_start
     trl_adapter.check_finite(trainer.model)
     first = trainer.is_world_process_zero()
