@@ -65,6 +65,9 @@ def _finish_table(gram, a, b, norms_a, norms_b, cosine, near, same):
                 close += value < 0
                 row[j] = value
             limit = zero
+        if same:  # or each row would be looked at again for its diagonal
+            close -= not row[i] >= limit
+            row[i] = zero
         if close == 0:
             continue
         for j in range(m):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import resource
 import subprocess
@@ -227,6 +228,32 @@ def test_bf16_and_auto(run: Run) -> None:
     assert run("bf16", precision="bf16").precision == "bf16"
     assert run("auto", precision="auto", max_steps=1).precision in ("bf16", "fp32")
     assert next(iter(weights(run("again", precision="bf16").model).values())).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("small", "dtype"), [(16384, torch.float32), (0, torch.bfloat16)])
+def test_short_attention_stays_in_float32_under_autocast(
+    base: Path, monkeypatch: pytest.MonkeyPatch, small: int, dtype: torch.dtype
+) -> None:
+    from steca_gym.training import trl_adapter
+
+    attention, seen = torch.nn.functional.scaled_dot_product_attention, set()
+
+    def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
+        out = attention(*args, **kwargs)
+        seen.add(out.dtype)
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(trl_adapter, "_SMALL", small)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    ids = torch.arange(12)[None] % model.config.vocab_size
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with trl_adapter.small_attention_in_float32(model):
+            chosen = model(ids).logits
+            assert "sdpa_small" not in json.dumps(model.config.to_dict())
+        assert seen == {dtype}
+        assert torch.allclose(chosen.float(), model(ids).logits.float(), atol=0.05)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_adapters_are_merged_into_a_plain_folder(run: Run, base: Path) -> None:
