@@ -216,9 +216,9 @@ def write(found: dict[str, Any]) -> None:
         "the action alone is said. `generate()` plays evenly chosen turns of the same games, batch as ours. Rates are"
     ]
     lines += [
-        "turns a second of processor time, one thread (`OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1`): the machine was shared,"
+        "turns a second of processor time, one thread (`OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1`), in which waiting for"
     ]
-    lines += ["and waiting for other processes does not count in it. Shares and microseconds are by the clock.", ""]
+    lines += ["other processes does not count. Shares and microseconds are by the clock.", ""]
     if set(found) & {"horizon", "at_once", "size"}:
         lines += ["![turns a processor second against horizon, episodes at once and parameters](scaling.svg)", ""]
     missing = sorted({"horizon", "at_once", "size", "smollm2"} - set(found))
