@@ -38,6 +38,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 POINTS = RESULTS / "scaling.json"
 HORIZONS = (10, 25, 50, 100, 200)
 AT_ONCE = (1, 4, 16, 64, 128)
+TASKS = (64, 256, 1024)
 SIZES = ((2, 64, 4), (3, 128, 4), (4, 256, 8), (6, 512, 8))
 LABELS = {"ours": "ours", "generate": "generate() once a turn"}
 
@@ -133,6 +134,11 @@ def part_at_once(scratch: Path) -> list[dict[str, Any]]:
     return [timed(model, 20, count, rounds=2, repeats=1) for count in AT_ONCE]
 
 
+def part_tasks(scratch: Path) -> list[dict[str, Any]]:
+    model = tiny(scratch, 3, 128, 4)
+    return [timed(model, 20, 64, episodes=count, rounds=2, repeats=1) for count in TASKS]
+
+
 def part_size(scratch: Path) -> list[dict[str, Any]]:
     points = []
     for layers, width, heads in SIZES:
@@ -186,6 +192,7 @@ def part_framework(scratch: Path) -> list[dict[str, Any]]:
 PARTS = {
     "horizon": part_horizon,
     "at_once": part_at_once,
+    "tasks": part_tasks,
     "size": part_size,
     "smollm2": part_smollm2,
     "framework": part_framework,
@@ -221,7 +228,7 @@ def write(found: dict[str, Any]) -> None:
     lines += ["other processes does not count. Shares and microseconds are by the clock.", ""]
     if set(found) & {"horizon", "at_once", "size"}:
         lines += ["![turns a processor second against horizon, episodes at once and parameters](scaling.svg)", ""]
-    missing = sorted({"horizon", "at_once", "size", "smollm2"} - set(found))
+    missing = sorted({"horizon", "at_once", "tasks", "size", "smollm2"} - set(found))
     if missing:
         lines += [f"Not measured yet, for want of an undisturbed machine: {', '.join(missing)}.", ""]
     if "horizon" in found:
@@ -230,6 +237,9 @@ def write(found: dict[str, Any]) -> None:
     if "at_once" in found:
         lines += ["## Episodes at once (3 layers x 128, float32, 20 turns; at most 64 rows decode together)", ""]
         lines += [*table(found["at_once"], "episodes at once", lambda p: p["at_once"]), ""]
+    if "tasks" in found:
+        lines += ["## Number of tasks (3 layers x 128, float32, 20 turns, 64 episodes at once)", ""]
+        lines += [*table(found["tasks"], "tasks", lambda p: p["episodes"]), ""]
     if "size" in found:
         lines += ["## Model (20 turns; 32 episodes at once, SmolLM2 16)", ""]
         lines += [

@@ -187,6 +187,10 @@ def _train(
 def _train_settings(run: Run, raw: dict[str, Any]) -> TrainSettings:
     from steca_gym.training import TrainSettings
 
+    if raw.get("precision") == "auto":
+        # What one training of a run measured holds for all: measured anew, two runs of one seed could differ.
+        settled = [r["precision"] for r in run.state()["phases"].values() if r.get("precision")]
+        raw = {**raw, **({"precision": settled[0]} if settled else {})}
     try:
         return TrainSettings(seed=run.seed, **raw)
     except TypeError as error:

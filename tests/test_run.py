@@ -15,7 +15,7 @@ import pytest
 from steca_gym.cli import EXIT_CODES, USAGE, main
 from steca_gym.compare import compare, compose
 from steca_gym.errors import AgentError, ConfigError, StecaError
-from steca_gym.phases import drawn
+from steca_gym.phases import _train_settings, drawn
 from steca_gym.run import Run, check_turns, settings_digest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,3 +187,14 @@ def test_a_part_of_the_trajectories_is_drawn_and_not_the_first_kind_of_task(tmp_
     assert len(set(some)) == 30 and some == drawn(run, ids, 30)
     assert all(5 <= sum(i.startswith(kind) for i in some) <= 15 for kind in ("clean", "heat", "look"))
     assert drawn(run, ids, None) == drawn(run, ids, 1000) == ids
+
+
+def test_a_run_measures_its_precision_once(tmp_path: Path) -> None:
+    run = Run.open(compose([f"run_dir={tmp_path}/run", "env=household"]), overrides=[])
+    raw = {"max_steps": 1, "precision": "auto"}
+    assert _train_settings(run, raw).precision == "auto"
+    with run.phase("warm_up", "warm-up") as record:
+        record["precision"] = "bf16"
+    assert _train_settings(run, raw).precision == "bf16"
+    assert _train_settings(run, {"max_steps": 1, "precision": "fp32"}).precision == "fp32"
+    run.close()

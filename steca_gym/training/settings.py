@@ -45,7 +45,7 @@ class TrainSettings:
     """"agent": trainable turns only, as STeCa has it; "all": every token, for a model made from scratch"""
     precision: Precision = "fp32"
     """"bf16" is autocast over float32 weights; "auto" times both on the longest samples, and so is not
-    reproducible where they are close"""
+    reproducible where they are close; a run of several trainings measures once"""
     group_by_length: bool = True
     """batches of samples of similar length: less padding"""
     lora_rank: int | None = None

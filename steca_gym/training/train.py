@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -240,7 +241,7 @@ def _resumable(checkpoints: Path, digest: str) -> Path | None:
 
 
 def _bf16_is_faster(model: Any, encoded: EncodedSamples, batch_size: int) -> bool:
-    """Time two forward and backward passes of each kind on the longest samples."""
+    """Time forward and backward passes of each kind on the longest samples."""
     import torch
 
     from steca_gym.training.samples import Collator
@@ -249,11 +250,13 @@ def _bf16_is_faster(model: Any, encoded: EncodedSamples, batch_size: int) -> boo
     batch = Collator(longest, 0)([{"index": i} for i in range(len(longest))])
     ids = batch["input_ids"].to(model.device)
     seconds: dict[bool, float] = {}
-    for bf16 in (False, True, False, True):  # the first round warms up, the second counts
+    for turn in range(8):  # the first two warm up; of the others each kind's fastest counts, against disturbances
+        bf16 = turn % 2 == 1
         begin = time.perf_counter()
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        seconds[bf16] = time.perf_counter() - begin
+        if turn >= 2:
+            seconds[bf16] = min(seconds.get(bf16, math.inf), time.perf_counter() - begin)
         model.zero_grad()
     return seconds[True] < seconds[False]
 
