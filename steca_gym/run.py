@@ -301,11 +301,19 @@ class Run:
 
     def agent(self, model: Path | None) -> Agent:
         """The acting agent around a model folder (None for agents without a model)."""
-        engine = make_part("agent.engine", self.settings["agent"]["engine"])
+        settings = self.settings["agent"]["engine"]
+        measured = model is not None and settings.get("dtype") == "auto"
+        state = self.state() if measured else {}
+        if "engine_dtype" in state:
+            # Measured anew, the phases of one run could play in different number types.
+            settings = {**settings, "dtype": state["engine_dtype"]}
+        engine = make_part("agent.engine", settings)
         try:
             made: Agent = engine() if model is None else engine(model)
         except TypeError as error:
             raise ConfigError(f"setting 'agent.engine' does not fit: {error}; check its keys") from error
+        if measured and "engine_dtype" not in state and (dtype := getattr(made, "dtype", None)):
+            self._write_state({**state, "engine_dtype": dtype})
         line = getattr(made, "engine_line", "")
         if line:
             self.console.print(f"  [dim]{line}[/dim]", highlight=False, soft_wrap=True)

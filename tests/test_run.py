@@ -198,3 +198,29 @@ def test_a_run_measures_its_precision_once(tmp_path: Path) -> None:
     assert _train_settings(run, raw).precision == "bf16"
     assert _train_settings(run, {"max_steps": 1, "precision": "fp32"}).precision == "fp32"
     run.close()
+
+
+class MeasuringAgent:
+    """Takes the number type that it is given; "auto" measures, and finds another one each time."""
+
+    found = ("float32", "bfloat16")
+    num_measured = 0
+
+    def __init__(self, model: Path, dtype: str) -> None:
+        self.dtype = dtype
+        if dtype == "auto":
+            self.dtype = self.found[MeasuringAgent.num_measured]
+            MeasuringAgent.num_measured += 1
+
+
+def test_a_run_measures_the_engines_number_type_once(tmp_path: Path) -> None:
+    for _ in range(2):  # as after a restart
+        run = Run.open(compose([f"run_dir={tmp_path}/run", "env=household"]), overrides=[])
+        run.settings["agent"]["engine"] = {
+            "_target_": "tests.test_run.MeasuringAgent",
+            "_partial_": True,
+            "dtype": "auto",
+        }
+        agents: list[Any] = [run.agent(tmp_path), run.agent(tmp_path)]
+        assert [a.dtype for a in agents] == ["float32", "float32"]
+        run.close()

@@ -116,6 +116,11 @@ class TransformersAgent:
         self._weights = self._weights_version()
 
     @property
+    def dtype(self) -> str:
+        """The number type that the model computes in, such as "float32"; empty where a live model does not say."""
+        return str(getattr(self.model, "dtype", "")).removeprefix("torch.")
+
+    @property
     def model_seconds(self) -> float:
         """Seconds spent inside the model so far, drawing included."""
         return self._generating.model_seconds + (self._blocks.model_seconds if self._blocks else 0.0)
