@@ -98,6 +98,8 @@ def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(tmp_path: Path)
     script = (
         "import os, signal, sys, tests.worlds as w\n"
         "from steca_gym.cli import main\n"
+        # a gate in the background of a shell hands on that SIGINT is ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "act = w.SplitCorridor.act\n"
         "seen = []\n"
         "def once(self, action):\n"
