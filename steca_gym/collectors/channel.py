@@ -124,14 +124,15 @@ class NonBlockingChannel:
 
     def flush(self) -> None:
         """Send what can be sent without waiting."""
-        while self._outbox and not self.broken:
+        while self._outbox:
             part = self._outbox[0]
             try:
                 sent = self.socket.send(part)
             except BlockingIOError:
                 return
             except OSError:
-                self.broken = True
+                # The other end is gone, but its last answers may lie here unread: receive() tells when it is done.
+                self._outbox.clear()
                 return
             if sent == len(part):
                 self._outbox.popleft()
