@@ -189,8 +189,8 @@ def _train_settings(run: Run, raw: dict[str, Any]) -> TrainSettings:
 
     if raw.get("precision") == "auto":
         # What one training of a run measured holds for all: measured anew, two runs of one seed could differ.
-        settled = [r["precision"] for r in run.state()["phases"].values() if r.get("precision")]
-        raw = {**raw, **({"precision": settled[0]} if settled else {})}
+        settled = (r["precision"] for r in run.state()["phases"].values() if r.get("precision"))
+        raw = {**raw, "precision": next(settled, "auto")}
     try:
         return TrainSettings(seed=run.seed, **raw)
     except TypeError as error:

@@ -81,7 +81,8 @@ class TransformersAgent:
         self.codec = load_codec(tokenizer, path)
         self.model: Any
         if path is None:
-            self.model, chosen = model, f"{str(getattr(model, 'dtype', '')).removeprefix('torch.')}, its own"
+            self.model = model
+            chosen = f"{self.dtype}, its own"
         else:
             self.model, chosen = load_model(path, dtype, device)
         self.name = name or (Path(path).name if path is not None else type(self.model).__name__)
@@ -101,7 +102,7 @@ class TransformersAgent:
                     max_batch_size=max_batch_size,
                     kv_cache_gib=kv_cache_gib,
                 )
-                blocks.check(tolerance=_TOLERANCE.get(str(self.model.dtype).removeprefix("torch."), 0.1))
+                blocks.check(tolerance=_TOLERANCE.get(self.dtype, 0.1))
                 self._blocks, why = blocks, "histories are read once"
             except (CheckpointError, AttributeError, NotImplementedError) as error:
                 if engine == "blocks":

@@ -71,17 +71,16 @@ def _finish_table(gram, a, b, norms_a, norms_b, cosine, near, same):
         if close == 0:
             continue
         for j in range(m):
-            if row[j] >= limit:
+            if row[j] >= limit or (same and i == j):
                 continue
             total = 0.0
-            if not (same and i == j):
-                scale_b = scales[j]
-                for k in range(dim):
-                    if cosine:  # 1 - cos = |a/|a| - b/|b||^2 / 2
-                        diff = np.float64(a[i, k]) * scale_a - np.float64(b[j, k]) * scale_b
-                    else:
-                        diff = np.float64(a[i, k]) - np.float64(b[j, k])
-                    total += diff * diff
+            scale_b = scales[j]
+            for k in range(dim):
+                if cosine:  # 1 - cos = |a/|a| - b/|b||^2 / 2
+                    diff = np.float64(a[i, k]) * scale_a - np.float64(b[j, k]) * scale_b
+                else:
+                    diff = np.float64(a[i, k]) - np.float64(b[j, k])
+                total += diff * diff
             row[j] = 0.5 * total if cosine else np.sqrt(total)
 
 

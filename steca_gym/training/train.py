@@ -9,7 +9,6 @@ import dataclasses
 import errno
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
@@ -249,16 +248,15 @@ def _bf16_is_faster(model: Any, encoded: EncodedSamples, batch_size: int) -> boo
     longest = sorted(encoded.samples, key=lambda s: -len(s.input_ids))[:batch_size]
     batch = Collator(longest, 0)([{"index": i} for i in range(len(longest))])
     ids = batch["input_ids"].to(model.device)
-    seconds: dict[bool, float] = {}
-    for turn in range(8):  # the first two warm up; of the others each kind's fastest counts, against disturbances
-        bf16 = turn % 2 == 1
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for bf16 in (False, True) * 4:
         begin = time.perf_counter()
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        if turn >= 2:
-            seconds[bf16] = min(seconds.get(bf16, math.inf), time.perf_counter() - begin)
+        seconds[bf16].append(time.perf_counter() - begin)
         model.zero_grad()
-    return seconds[True] < seconds[False]
+    # The first of each kind warms up; of the others the fastest counts, against disturbances.
+    return min(seconds[True][1:]) < min(seconds[False][1:])
 
 
 @contextmanager
