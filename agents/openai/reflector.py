@@ -7,9 +7,14 @@ from typing import Any
 
 from steca_gym.agents.openai.endpoint import Endpoint, make_endpoint
 
-from steca_gym.agent import Prompt, Sampling
+from steca_gym.agent import Message, Prompt, Sampling
 from steca_gym.calibration.records import Reflection
-from steca_gym.calibration.reflection import ReflectionCase, clean_reflection, reflection_messages
+from steca_gym.calibration.reflection import (
+    ReflectionCase,
+    clean_reflection,
+    foresight_messages,
+    reflection_messages,
+)
 
 
 class OpenAIReflector:
@@ -35,5 +40,12 @@ class OpenAIReflector:
 
     def reflect(self, cases: Sequence[ReflectionCase]) -> list[Reflection]:
         """One reflection per case, in order."""
-        asked = [(reflection_messages(case, self._prompt), self._sampling, 0) for case in cases]
-        return [Reflection(text=clean_reflection(c.text), source=self.name) for c in self.endpoint.complete(asked)]
+        return self._ask([reflection_messages(case, self._prompt) for case in cases])
+
+    def foresee(self, cases: Sequence[ReflectionCase]) -> list[Reflection]:
+        """One thought before a fatal action per case, in order."""
+        return self._ask([foresight_messages(case, self._prompt) for case in cases])
+
+    def _ask(self, conversations: Sequence[tuple[Message, ...]]) -> list[Reflection]:
+        answers = self.endpoint.complete([(messages, self._sampling, 0) for messages in conversations])
+        return [Reflection(text=clean_reflection(a.text), source=self.name) for a in answers]

@@ -6,6 +6,7 @@ Here are the protocol, the template and the agent's own reflector; one that asks
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -46,6 +47,14 @@ INSTRUCTION = (
     "Answer with the thought alone."
 )
 """what a model is asked; the conversation up to the wrong action stands before it"""
+
+FORESIGHT_INSTRUCTION = (
+    "The right next action is: {action}\n"
+    "A tempting action that must not be taken here, because nothing could make up for it, is: {wrong}\n"
+    "Write the thought, in the first person and in at most two sentences, that concludes from what you have seen that "
+    "the right action comes next and the tempting one would be a mistake. Answer with the thought alone."
+)
+"""what a model is asked before a fatal action; the conversation up to that state stands before it"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +202,14 @@ def reflection_messages(case: ReflectionCase, prompt: Prompt) -> tuple[Message, 
     return (*messages[:-1], Message("user", f"{messages[-1].content}\n\n{question}"))
 
 
+def foresight_messages(case: ReflectionCase, prompt: Prompt) -> tuple[Message, ...]:
+    """The conversation that asks a model for a thought before the fact: in it the wrong turn has not happened."""
+    before = dataclasses.replace(case.history, steps=case.history.steps[:-1], trajectory_id="")
+    messages = before.messages(prompt)
+    question = FORESIGHT_INSTRUCTION.format(action=case.right_action, wrong=case.wrong.action or case.wrong.text)
+    return (*messages[:-1], Message("user", f"{messages[-1].content}\n\n{question}"))
+
+
 class AgentReflector:
     """The agent's own model writes the reflection (2 to 4 points below a stronger model, according to the paper).
 
@@ -229,13 +246,21 @@ class AgentReflector:
 
     def reflect(self, cases: Sequence[ReflectionCase]) -> list[Reflection]:
         """See the class."""
+        return self._ask("reflect", cases, [reflection_messages(case, self._prompt) for case in cases])
+
+    def foresee(self, cases: Sequence[ReflectionCase]) -> list[Reflection]:
+        """Thoughts before fatal actions; see ``steca_gym.calibration.foresight``."""
+        return self._ask("foresee", cases, [foresight_messages(case, self._prompt) for case in cases])
+
+    def _ask(
+        self, purpose: str, cases: Sequence[ReflectionCase], conversations: Sequence[tuple[Message, ...]]
+    ) -> list[Reflection]:
         requests: list[TurnRequest] = []
-        for case in cases:
-            messages = reflection_messages(case, self._prompt)
-            seed = derive_seed("reflect", case.history.task_id, case.right_action, *case.history.actions)
+        for case, messages in zip(cases, conversations, strict=True):
+            seed = derive_seed(purpose, case.history.task_id, case.right_action, *case.history.actions)
             requests.append(
                 TurnRequest(
-                    episode_id=f"reflect-{seed:x}-{len(requests)}",
+                    episode_id=f"{purpose}-{seed:x}-{len(requests)}",
                     messages=messages,
                     seed=seed,
                     turn=0,

@@ -37,6 +37,7 @@ from steca_gym.agent import (
     TurnRequest,
     find_turn_format,
 )
+from steca_gym.calibration.foresight import foresee
 from steca_gym.calibration.reflection import ReflectionCase
 from steca_gym.collectors import Collector, EpisodeRequest
 from steca_gym.errors import AgentError, ConfigError
@@ -576,6 +577,10 @@ def test_the_reflector_asks_with_the_history_and_labels_its_source() -> None:
         reflector = OpenAIReflector(endpoint=endpoint(server), prompt=Prompt(instruction="Be brief."))
         case = ReflectionCase(history=prefix(), right_action="take key")
         found = reflector.reflect([case, case])
+        (foreseen,) = foresee([case], reflector)
+    assert foreseen == found[0]
+    assert [m["role"] for m in server.bodies[-1]["messages"]] == ["system", "user"]  # nothing wrong has happened yet
+    assert "It is locked." not in server.bodies[-1]["messages"][-1]["content"]
     assert [r.source for r in found] == ["openai:m"] * 2
     assert found[0].text == "The door is locked, I need the key."
     messages = server.bodies[0]["messages"]

@@ -1,5 +1,6 @@
 """Template and agent reflectors."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 import pytest
@@ -7,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steca_gym.agent import Need, Prompt, Turn, TurnRequest, find_turn_format
+from steca_gym.calibration.foresight import foresee
+from steca_gym.calibration.records import Reflection
 from steca_gym.calibration.reflection import (
     MAX_REFLECTION_WORDS,
     AgentReflector,
@@ -151,6 +154,20 @@ def test_the_agent_reflects_on_the_whole_history_and_forgets_it() -> None:
     assert "open fridge 1" in first.messages[-1].content
     assert first.sampling.temperature == 0 and first.sampling.max_new_tokens == 20
     assert agent.released == [first.episode_id, second.episode_id] and first.episode_id != second.episode_id
+
+
+def test_the_agent_foresees_from_the_state_before_the_wrong_action() -> None:
+    agent = Echo()
+    fatal = case()
+    (found,) = foresee([fatal], AgentReflector(agent, Prompt(instruction="Play well.")))
+    assert found == Reflection(text="Case 0 was wrong.", source="agent:echo")
+    (asked,) = agent.seen
+    before = dataclasses.replace(fatal.history, steps=fatal.history.steps[:-1])
+    assert asked.messages[:-1] == before.messages(Prompt(instruction="Play well."))[:-1]
+    assert fatal.wrong.observation not in "".join(m.content for m in asked.messages)
+    question = asked.messages[-1].content
+    assert fatal.right_action in question and fatal.wrong.action in question
+    assert agent.released == [asked.episode_id]
 
 
 def test_an_agent_that_needs_a_world_cannot_reflect() -> None:
