@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--lapse", type=float, default=0.05, help="how often the agent loses the thread, per turn")
     parser.add_argument("--samples", type=int, default=4, help="episodes from each history")
     parser.add_argument("--detectors", nargs="*", default=list(DETECTORS))
-    parser.add_argument("--out", type=Path, help="also write here")
+    parser.add_argument("--out", type=Path, help="also written here, after what the file says before its figures")
     args = parser.parse_args()
     started = time.perf_counter()
     cases = make_cases(find_sites(args.sites, 8), 0)
@@ -73,7 +73,8 @@ def main() -> None:
     text = "\n".join(lines)
     print(text)
     if args.out:
-        args.out.write_text(text + "\n")
+        kept = args.out.read_text().partition("## Figures")[0] if args.out.exists() else ""
+        args.out.write_text(f"{kept}## Figures\n\n{text}\n")
 
 
 if __name__ == "__main__":
