@@ -62,8 +62,9 @@ def _dispatch(args: list[str]) -> int:
     if name == "--version":
         print(f"steca-gym {__version__}")
         return 0
-    from steca_gym.cli.options import find_user_modules
+    from steca_gym.cli.options import expand_home, find_user_modules
 
+    own = expand_home(own)
     find_user_modules(own)
     return command(name)(own)
 

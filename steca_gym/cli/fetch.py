@@ -6,6 +6,7 @@ steca fetch virtualhome
 from __future__ import annotations
 
 from steca_gym.cli.options import read_options
+from steca_gym.errors import ConfigError
 
 
 def main(args: list[str]) -> int:
@@ -13,5 +14,7 @@ def main(args: list[str]) -> int:
     from steca_gym.registry import fetchers
 
     _, names = read_options("fetch", args, {}, positional=True)
-    print(fetchers.get(names[0] if names else "")())
+    if len(names) != 1:
+        raise ConfigError(f"steca fetch takes the name of one world, got {len(names)}; e.g. steca fetch virtualhome")
+    print(fetchers.get(names[0])())
     return 0

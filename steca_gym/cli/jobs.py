@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -114,8 +115,15 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
 
     hydra_args += search_path(folders)
     old, sys.argv = sys.argv, ["steca " + command, *hydra_args]
+    # What Hydra cannot do itself, such as making its folders, comes back as the exception that it is.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         main()
+    except OSError as error:
+        raise errors.StorageError(
+            f"Hydra cannot write {error.filename or 'its folder'!r}: {error.strerror or error}; "
+            "choose another hydra.run.dir or hydra.sweep.dir"
+        ) from error
     except SystemExit as end:  # Hydra's way to end after --cfg, and after a defect that it has printed
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:

@@ -39,6 +39,17 @@ def without_config_dirs(args: Sequence[str]) -> list[str]:
     return kept
 
 
+def expand_home(args: Sequence[str]) -> list[str]:
+    """Write ``key=~/path`` with the home folder: some shells leave it to us, and Hydra's grammar has no such value."""
+    expanded: list[str] = []
+    for arg in args:
+        key, equals, value = arg.partition("=")
+        if equals and key and (value == "~" or value.startswith("~/")):
+            arg = f"{key}={Path(value).expanduser()}"
+        expanded.append(arg)
+    return expanded
+
+
 def find_user_modules(args: Sequence[str]) -> None:
     """Let modules in the user's folders of configurations be found as well; after everything installed."""
     for folder in (str(Path(d).resolve()) for d in config_dirs(args)):

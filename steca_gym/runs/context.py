@@ -49,6 +49,7 @@ _NUM_TRIED_TURNS = 50
 
 # Groups of the composed configuration that a run does not read itself: a method's settings refer to them.
 _REFERRED_TO = ("preset", "exploration", "launcher", "experiment", "hydra")
+_GROUPS = ("exploration", "preset", "preset.calibration", "preset.step_rewards", "preset.weights", "preset.training")
 
 
 def read_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, Any]]:
@@ -65,6 +66,13 @@ def read_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, Any]]:
         raise ConfigError(f"a setting does not resolve: {' '.join(str(error).split())}") from error
     assert isinstance(settings, dict)
     raw = {str(k): v for k, v in settings.items()}
+    for name in _GROUPS:
+        # Checked here because a method that does not refer to a group would not notice that it is damaged.
+        found: Any = raw
+        for part in name.split("."):
+            found = found.get(part, {})
+            if not isinstance(found, Mapping):
+                raise ConfigError(f"{name} must be a group of settings, got {found!r}")
     typed = {k: v for k, v in raw.items() if k not in _REFERRED_TO}
     config = read_settings(RunConfig, typed, where="")
     return config, raw
@@ -389,6 +397,8 @@ def check_parts(config: RunConfig) -> None:
         agent_names.check(config.expert)
     if config.reflector:
         reflectors.check(config.reflector, *((None, None) if config.reflector.get("name") == "agent" else ()))
+    if config.judge is not None:
+        import_dotted(str(config.judge.get("_target_", "")), "judge")
     agent_names.check(agent.engine, *(("model",) if agent.trainable else ()))
     if agent.build is not None:
         sizes = {k: v for k, v in agent.build.items() if k not in ("_target_", "_partial_")}

@@ -304,6 +304,8 @@ class Runner:
         """Raise early where the evaluation could not be played: a split without tasks, or games that are trained on."""
         env = self.config.env
         games = self.context.task_ids(env.eval_split, env.num_eval_tasks)
+        if not self.plan:
+            self.context.task_ids(env.train_split, 1)  # a mistyped name is found here, though nothing is trained
         if self.plan and (self.config.agent.trainable or env.eval_split == env.train_split):
             played = set(self.context.task_ids(env.train_split, env.num_train_tasks))
             tainted = sorted(played & set(games))

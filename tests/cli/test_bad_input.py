@@ -66,12 +66,44 @@ def num_demonstrations(folder: Path) -> int:
             ["no setting of agent", "'room'"],
         ),
         (["env=corridor", "reflector=openai"], ["no value", "add reflector."]),
+        (["env=corridor", "method=none", "exploration=null"], ["exploration must be a group of settings, got None"]),
+        (
+            ["env=corridor", "method=none", "preset.calibration=3"],
+            ["preset.calibration must be a group of settings, got 3"],
+        ),
+        (
+            ["env=corridor", "agent=stumbling", "method=none", "+judge._target_=tests.worlds.NoJudge"],
+            ["cannot import judge 'tests.worlds.NoJudge'"],
+        ),
     ],
 )
 def test_unknown_names(args: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", *CONF, *args, f"run_dir={tmp_path}"]) == 2
     line = told(capsys)
     assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("method", ["sft", "none"])
+@pytest.mark.parametrize("which", ["train_split", "eval_split"])
+def test_a_mistyped_split(which: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*CORRIDOR, "agent=stumbling", f"method={method}", f"env.{which}=trian", f"run_dir={tmp_path}"]
+    assert main(["run", *command]) in (2, 3)
+    assert "split 'trian'" in told(capsys)
+    assert not (tmp_path / "buffer.sqlite").exists()
+
+
+def test_a_folder_that_hydra_cannot_make(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    command = [*CORRIDOR, "agent=stumbling", "method=none", f"hydra.run.dir={tmp_path / 'file' / 'x'}"]
+    assert main(["run", *command, f"run_dir={tmp_path / 'run'}"]) == 5
+    assert "choose another hydra.run.dir" in told(capsys)
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = [*CORRIDOR, "agent=stumbling", "method=none", "runs_root=~/my-runs"]
+    assert main(["run", *command]) == 0
+    assert len(list((tmp_path / "my-runs").glob("*/run.json"))) == 1
 
 
 @pytest.mark.parametrize("which", ["train_split", "eval_split"])
