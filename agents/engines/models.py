@@ -138,10 +138,9 @@ def max_positions(model: Any) -> int:
 def stop_ids(model: Any, codec: ChatCodec) -> frozenset[int]:
     """Ids that end a turn: those of the chat template and tokenizer, and those of the model's generation settings."""
     settings = getattr(model, "generation_config", None)
-    named = getattr(settings, "eos_token_id", None)
-    own = {int(i) for i in ([named] if isinstance(named, int) else list(named or ()))}
+    own = codec.stop_ids_with(settings) - codec.stop_ids
     special = set(codec.tokenizer.all_special_ids) | set(getattr(codec.tokenizer, "added_tokens_decoder", {}))
-    for token in sorted(own - special - codec.stop_ids):
+    for token in sorted(own - special):
         if token < num_embeddings(model):
             _LOG.warning(
                 "the model's generation_config ends turns at id %d (%r), which the tokenizer does not list as special; "

@@ -119,6 +119,24 @@ def _check_embeddings(model: Any, tokenizer: Any) -> None:
         )
 
 
+def check_positions(model: Any, longest: int) -> None:
+    """Raise TrainingError for samples that are longer than a model's table of learned positions (GPT-2, OPT, ...).
+
+    Rotary and relative positions have no table: longer samples are unusual for such a model, but they can be trained.
+    """
+    config = getattr(model, "config", None)
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or longest <= limit:
+        return
+    words = model.get_input_embeddings()
+    # Some tables begin with a few rows that no position uses.
+    tables = [m for m in model.modules() if m is not words and limit <= getattr(m, "num_embeddings", -1) <= limit + 4]
+    if tables:
+        raise TrainingError(
+            f"a sample has {longest} tokens and the model has learned positions for {limit}; set max_length={limit}"
+        )
+
+
 def repair_generation_config(model: Any) -> None:
     """Make the generation config one that transformers will save; what it means stays the same.
 

@@ -90,6 +90,7 @@ def fit_model(
     with quiet_transformers(), storage_errors("the model", out):
         loaded, tokenizer = checkpoints.load_model(model, tokenizer)
         objective = make_objective(tokenizer)
+        checkpoints.check_positions(loaded, max(objective.lengths, default=0))
         of = dataclasses.replace(settings, **_SAME_RESULT)
         digest = checkpoints.training_digest(loaded, objective.samples, of)
         done = checkpoints.read_finished(out, digest)

@@ -309,6 +309,14 @@ def test_the_models_own_stop_tokens_end_a_turn(engine, as_list, caplog):
     assert f"id {stop}" in caplog.text and "5000" not in caplog.text  # an ordinary token: worth a line
 
 
+@pytest.mark.parametrize("eos", ["</s>", [1, "2"], [True], 1.5, [-1]])
+def test_stop_tokens_that_are_no_ids_are_one_line(eos):
+    model = tiny_model()
+    model.generation_config.eos_token_id = eos
+    with pytest.raises(CheckpointError, match="eos_token_id must be a token id or a list of them"):
+        TransformersAgent(model, tokenizer=tiny_tokenizer())
+
+
 @pytest.mark.parametrize("engine", ["blocks", "generate"])
 def test_a_conversation_that_is_too_long_or_foreign_fails_alone(engine):
     from transformers import GPT2Config, GPT2LMHeadModel

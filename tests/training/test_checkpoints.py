@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from steca_gym.errors import CheckpointError
-from steca_gym.training import TrainReport, TrainSettings, checkpoints, train
-from steca_gym.trajectory import WeightedTrajectory
-from tests.fakes import tiny_model
+from steca_gym.agent import Prompt
+from steca_gym.errors import CheckpointError, TrainingError
+from steca_gym.training import Preference, PreferenceSettings, TrainReport, TrainSettings, checkpoints, train
+from steca_gym.trajectory import PreferencePair, Step, Trajectory, WeightedTrajectory
+from tests.fakes import tiny_model, tiny_tokenizer
 
 from .conftest import PROMPT
 
@@ -164,6 +165,32 @@ def test_a_generation_config_that_transformers_will_not_save(fit: Fit, base: Pat
     report = fit(model=folder, max_steps=1)
     saved = GenerationConfig.from_pretrained(report.model)
     assert saved.do_sample in (None, False) and saved.temperature in (None, 1.0) and saved.eos_token_id == 1
+
+
+@pytest.mark.parametrize("preference", [False, True])
+def test_samples_beyond_a_table_of_positions_are_refused_in_one_line(preference: bool, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=1))
+    model.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+
+    def fit(observation: str, out: str) -> TrainReport:
+        played = [
+            Trajectory(task_id="t", first_observation=observation, steps=(Step(action=action, observation="ok"),))
+            for action in ("go", "stay")
+        ]
+        if preference:
+            prefix = dataclasses.replace(played[0], steps=())
+            pair = PreferencePair(prefix=prefix, chosen=played[0], rejected=played[1])
+            trainer = Preference(PreferenceSettings(max_steps=1, per_device_batch_size=1))
+            return trainer.fit(tmp_path / "gpt2", [pair], tmp_path / out, prompt=Prompt())
+        settings = TrainSettings(max_steps=1, per_device_batch_size=1)
+        samples = [WeightedTrajectory(trajectory=t) for t in played]
+        return train(tmp_path / "gpt2", samples, prompt=Prompt(), settings=settings, output_dir=tmp_path / out)
+
+    with pytest.raises(TrainingError, match="learned positions for 64; set max_length=64"):
+        fit("word " * 300, "long")
+    assert fit("a", "short").num_steps == 1
 
 
 def test_several_named_chat_templates_are_refused_before_training(fit: Fit, base: Path, tmp_path: Path) -> None:
