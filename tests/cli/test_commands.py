@@ -82,7 +82,7 @@ def test_the_help_comes_from_the_chosen_files(capsys: pytest.CaptureFixture[str]
         (["table", "/nowhere"], "no runs in /nowhere"),
         (["table", "/nowhere", "format=pdf"], "format must be one of text, markdown, csv"),
         (["export", "run=/nowhere", "two"], "got 'two'"),
-        (["fetch"], "no world to fetch ''"),
+        (["fetch"], "takes the name of one world, got 0"),
         (["evaluate", "model=/nowhere"], "/nowhere"),
         (["nothing:here"], "cannot import command"),
         (["run", "--nothing"], "no flag of steca run '--nothing'"),
