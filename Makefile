@@ -1,10 +1,10 @@
-# Two commands: `make demo` runs the main job, `make test` runs the whole gate. Both set up .venv first.
+# `make demo` runs the main job, `make test` the gate, `make test-slow` what takes too long for it. All set up .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS ?= llm,wandb,dev
 
-.PHONY: demo test setup clean
+.PHONY: demo test test-slow setup clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -22,6 +22,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m tests.gate
+
+test-slow: setup
+	$(BIN)/python -m tests.gate --slow
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

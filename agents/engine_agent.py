@@ -80,7 +80,7 @@ class EngineAgent:
     def weights_changed(self) -> None:
         """Drop everything that was computed with the model's old weights.
 
-        Call it after the weights of a shared model were changed in place. Turns in progress go on with the new weights;
+        Call it after the weights of a shared model were changed in place. Turns in progress use the new weights;
         turns that are submitted afterwards equal those of a new agent.
         """
         self.engine.weights_changed()

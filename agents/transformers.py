@@ -113,7 +113,7 @@ class TransformersAgent(EngineAgent):
     def weights_changed(self) -> None:
         """Drop everything that was computed with the model's old weights.
 
-        Turns in progress go on with the new weights; turns that are submitted afterwards equal those of a new agent.
+        Turns in progress continue with the new weights; turns that are submitted afterwards equal those of a new agent.
         """
         super().weights_changed()
         self._weights = self._weights_version()

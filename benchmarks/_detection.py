@@ -134,7 +134,7 @@ def run(
     num_harmless: int = 0,
     tell: Callable[[str], None] = _tell,
 ) -> list[Result]:
-    """Every method over the same cases; a batch plants anew into every site."""
+    """Every method over the same cases; a batch plants again into every site."""
     results = [Result(m) for m in methods]
     helped = {i: [Result(m, margin=d) for d in m.margins] for i, m in enumerate(methods)}
     began = time.perf_counter()

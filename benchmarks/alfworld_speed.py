@@ -81,7 +81,7 @@ def play_engine(game: Game, commands: list[str], *, with_admissible: bool) -> No
 
 
 def play_env(env: TextEnv, task_id: str, commands: list[str]) -> float:
-    """Seconds of the steps; after a win the game begins anew, and its reset counts."""
+    """Seconds of the steps; after a win the game starts over, and its reset counts."""
     env.reset(seed=0, options={"task_id": task_id})
     begin = time.process_time()
     for c in commands:

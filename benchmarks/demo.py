@@ -3,7 +3,7 @@
     python benchmarks/demo.py --seeds 0 1 2 --out benchmarks/results/demo.md
 
 Each seed makes its own model, its own samples and its own order of everything; the games that are evaluated are the same, so
-the mean over seeds stands beside its spread, and no interval over all games is claimed. Overrides behind ``--`` go
+the mean over seeds stands beside its spread, and no interval over all games is claimed. Overrides after ``--`` go
 to each run, e.g. ``-- runs_root=/somewhere``. A seed whose runs lie there already is not run again.
 """
 
@@ -55,7 +55,7 @@ def summary(by_seed: Mapping[int, Mapping[str, EvaluationReport]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, help="also written here, behind what the file says before its first '##'")
+    parser.add_argument("--out", type=Path, help="also written here, after what the file says before its first '##'")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     by_seed: dict[int, dict[str, EvaluationReport]] = {}

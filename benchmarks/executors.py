@@ -131,7 +131,7 @@ def measure(case: Case, games: Sequence[Trajectory], num_workers: int, repeats: 
                 for episode, game in zip(played, games, strict=True):
                     steps = [(s.action, s.observation, s.score) for s in episode.trajectory.steps]
                     assert steps == [(s.action, s.observation, s.score) for s in game.steps], (
-                        f"{game.task_id} plays otherwise than when it was drawn; draw the games anew"
+                        f"{game.task_id} plays otherwise than when it was drawn; draw the games again"
                     )
     finally:
         for way in ways:

@@ -59,7 +59,7 @@ MOST_ELSEWHERE = 0.05
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory: large temporaries of every way would else be mapped anew each time."""
+    """Let glibc keep freed memory: large temporaries of every way would else be mapped again each time."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX
@@ -154,7 +154,7 @@ def even_choice(jobs: Sequence[Job], count: int) -> list[Job]:
 
 
 def some_rounds(jobs: Sequence[Job], longest: int, rounds: int, turns: int, spoken: bool) -> list[Job]:
-    """Single turns: for ``rounds`` evenly chosen turns each job that goes on so long, states entered beforehand.
+    """Single turns: for ``rounds`` evenly chosen turns each job that is that long, states entered beforehand.
 
     In their order: all jobs' turn r, then all jobs' next one, as a batch that plays them side by side would.
     """

@@ -152,7 +152,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sites", type=int, default=100, help="expert trajectories of at least 8 steps")
-    parser.add_argument("--batches", type=int, default=4, help="times that anew is planted into each")
+    parser.add_argument("--batches", type=int, default=4, help="times that each is planted into again")
     parser.add_argument("--first-batch", type=int, default=40, help="the settings were chosen on others")
     parser.add_argument("--large-batches", type=int, default=2, help="the same where the large N is run")
     parser.add_argument("--lapse", type=float, nargs="*", default=[0.05, 0.1], help="of the agent, per turn")

@@ -44,11 +44,19 @@ class CheckpointError(StecaError):
 
 
 class TrainingError(StecaError):
-    """Training that cannot go on (NaN loss, nothing to train on)."""
+    """Training that cannot continue (NaN loss, nothing to train on)."""
 
 
 class StorageError(StecaError):
     """A run folder or buffer that cannot be read or written (disk full, locked, foreign schema)."""
+
+
+class ConflictError(StecaError):
+    """Somebody else has changed what was about to be changed."""
+
+
+class ReviewError(StecaError):
+    """Training that waits for decisions of people (``review.mode``)."""
 
 
 class ContaminationError(StecaError):

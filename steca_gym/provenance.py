@@ -9,12 +9,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steca_gym.errors import CheckpointError
 from steca_gym.files import write_json
 
+if TYPE_CHECKING:
+    from steca_gym.trajectory import WeightedTrajectory
+
 PROVENANCE_FILE = "steca.json"
+SAMPLES_FILE = "samples.json"
 
 
 def record(folder: Path, *, fingerprint: str, task_ids: Iterable[str], base: Path | None = None) -> None:
@@ -31,6 +35,47 @@ def record(folder: Path, *, fingerprint: str, task_ids: Iterable[str], base: Pat
     known = set(_read(base).get("games", [])) if base is not None else set()
     note = {"fingerprint": fingerprint, "games": sorted(known | {_digest(t) for t in task_ids})}
     write_json(folder / PROVENANCE_FILE, note, indent=None)
+
+
+def record_samples(
+    folder: Path, samples: Iterable[WeightedTrajectory], *, trail: str = "", base: str = ""
+) -> None:
+    """Leave beside the weights which samples trained them, for ``steca trace``.
+
+    Args:
+        folder: a model folder.
+        samples: in the order of the training data.
+        trail: the last digest of the run's audit trail at the training; empty: nobody had decided.
+        base: name of the model that the training began with.
+    """
+    rows = [
+        {
+            "trajectory_id": s.trajectory.trajectory_id or s.trajectory.with_id().trajectory_id,
+            "task_id": s.trajectory.task_id,
+            "kind": s.kind,
+            "weight": s.weight,
+            **({"calibration_id": s.calibration_id} if s.calibration_id else {}),
+        }
+        for s in samples
+    ]
+    write_json(folder / SAMPLES_FILE, {"trail": trail, "base": base, "samples": rows}, indent=None)
+
+
+def read_samples(folder: Path) -> dict[str, Any] | None:
+    """What ``record_samples`` wrote; None where there is none. Raises CheckpointError for a damaged file."""
+    path = folder / SAMPLES_FILE
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        known = {"trajectory_id", "task_id", "kind", "weight"}
+        if not isinstance(note, dict) or not all(known <= set(s) for s in note["samples"]):
+            raise ValueError("a field is missing")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"cannot read {str(path)!r}: {error}; expected the samples that a training of steca-gym wrote"
+        ) from error
+    return note
 
 
 def check_environment(folder: Path, fingerprint: str) -> None:
@@ -65,8 +110,8 @@ def _read(folder: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"cannot read {str(path)!r}: {error}; expected what a training of steca-gym wrote; remove it to go on"
+            f"cannot read {str(path)!r}: {error}; expected what a training of steca-gym wrote; remove it to continue"
         ) from error
     if not isinstance(note, dict):
-        raise CheckpointError(f"{str(path)!r} holds no record of a training; remove it to go on")
+        raise CheckpointError(f"{str(path)!r} holds no record of a training; remove it to continue")
     return note

@@ -130,7 +130,7 @@ def _is_same_world(spec: Any, target: Any) -> bool:
     old = (spec.kwargs or {}).get("_world")
     if isinstance(old, str) or isinstance(target, str):
         return bool(old == target)
-    # The cell of a notebook is run again: the same class, made anew.
+    # The cell of a notebook is run again: the same class, made again.
     return old is not None and (old.__module__, old.__qualname__) == (target.__module__, target.__qualname__)
 
 

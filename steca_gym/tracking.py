@@ -128,10 +128,10 @@ class SafeTracker:
             call()
         except (ConfigError, KeyboardInterrupt):
             raise
-        except Exception as error:  # whatever a tracker's library raises, the run goes on
+        except Exception as error:  # whatever a tracker's library raises, the run continues
             self.num_failures += 1
             if self.num_failures == 1:
-                warnings.warn(f"the tracker failed and the run goes on without it: {error}", stacklevel=3)
+                warnings.warn(f"the tracker failed and the run continues without it: {error}", stacklevel=3)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> None:
         if self._inner is not None:

@@ -19,7 +19,7 @@ Source = Literal["agent", "expert", "deviation", "reflection"]
 """who chose the action: the agent; the expert; a deviated action, which is shown but never trained on; a reflection"""
 
 Status = Literal["terminated", "truncated", "error", "running"]
-"""the world ended the episode; the horizon cut it; it failed (see ``error``); it goes on (a prefix)"""
+"""the world ended the episode; the horizon cut it; it failed (see ``error``); it continues (a prefix)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +116,8 @@ class WeightedTrajectory:
     """what kind of sample this is; a name of the method's own choice, for counts and tables. STeCa uses "expert"
     (demonstrations), "calibrated" (D_c), "explored" (D_e), "expert_subtrajectory" (D_s) and "fatal" (the right action
     in place of a fatal one)"""
+    calibration_id: str = ""
+    """of the correction that made the sample; empty: none did"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

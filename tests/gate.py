@@ -1,7 +1,7 @@
 """The one gate: ``python -m tests.gate`` runs lint, types, the wheel check and the tests, and says what failed.
 
-``make test`` calls it; ``--only NAME`` runs one part. The tests marked
-``slow`` are the part ``slow``.
+``make test`` calls it; ``--only NAME`` runs one part. What takes long (pyright, the tests marked ``slow``) is left out;
+``make test-slow`` runs it, and so does ``.ci/run``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ PARTS: dict[str, list[str]] = {
     "pytest": [*PYTEST, "-m", "not slow"],
     "slow": [*PYTEST, "-m", "slow"],
 }
-DEFAULT = [part for part in PARTS if part != "slow"]
+SLOW = ("pyright", "slow")
+DEFAULT = [part for part in PARTS if part not in SLOW]
 
 
 def command(part: str) -> list[str]:
@@ -40,7 +41,9 @@ def main() -> int:
     """Run the parts in order; exit 1 if any failed, after all have run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(PARTS), action="append", help="run this part only (repeatable)")
-    chosen = parser.parse_args().only or DEFAULT
+    parser.add_argument("--slow", action="store_true", help="run the parts that are left out otherwise")
+    given = parser.parse_args()
+    chosen = given.only or (SLOW if given.slow else DEFAULT)
     env = dict(os.environ, PYTHONDONTWRITEBYTECODE="1", HF_HUB_OFFLINE="1", WANDB_MODE="offline")
     failed = []
     for part in chosen:

@@ -29,7 +29,7 @@ LAYERS = (
     ("step_rewards",),
     ("calibration", "training"),
     ("buffer", "evaluation"),
-    ("testing",),
+    ("testing", "review"),
     ("methods",),
     ("runs",),
     ("reports", "interop"),

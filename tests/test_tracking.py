@@ -56,7 +56,7 @@ def test_json_lines(tmp_path: Path) -> None:
 def test_a_failing_tracker_warns_once_and_its_siblings_go_on(tmp_path: Path) -> None:
     failing = SafeTracker(Failing)
     tracker = CompositeTracker([failing, SafeTracker(lambda: JsonlTracker(tmp_path / "metrics.jsonl"))])
-    with pytest.warns(UserWarning, match="the tracker failed and the run goes on.*No space left") as seen:
+    with pytest.warns(UserWarning, match="the tracker failed and the run continues.*No space left") as seen:
         use(tracker)
     assert len(seen) == 1 and failing.num_failures == 4
     assert len(events(tmp_path / "metrics.jsonl")) == 3
@@ -64,7 +64,7 @@ def test_a_failing_tracker_warns_once_and_its_siblings_go_on(tmp_path: Path) -> 
 
 def test_a_tracker_that_cannot_start_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    with pytest.warns(UserWarning, match="goes on without it"):
+    with pytest.warns(UserWarning, match="continues without it"):
         tracker = make_tracker({"name": "jsonl"}, folder=tmp_path / "taken", settings={})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -94,7 +94,7 @@ def test_a_run_tells_metrics_of_each_phase_and_its_calibrations(tmp_path: Path) 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full: a full disk under the tracker is NOT tested")
 def test_a_full_disk_under_the_tracker_stops_no_run(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.warns(UserWarning, match="the tracker failed and the run goes on without it.*No space left"):
+    with pytest.warns(UserWarning, match="the tracker failed and the run continues without it.*No space left"):
         assert main(["evaluate", *CONF, "env=corridor", "agent=expert", f"run_dir={tmp_path}"]) == 0
     assert (tmp_path / "evaluation.json").exists()
 

@@ -94,7 +94,7 @@ class ScriptedAgent:
 
 
 class StumblingAgent(ScriptedAgent):
-    """Goes on as a rule, and does something else now and then; seed and turn decide."""
+    """Continues as a rule, and does something else now and then; seed and turn decide."""
 
     def say(self, request: TurnRequest) -> str:
         rng = random.Random(f"{request.seed}/{request.turn}")
@@ -123,7 +123,7 @@ class BrokenAgent(ScriptedAgent):
 
 
 class MixedAgent(ScriptedAgent):
-    """Empty on the first turn, 100 kB on the second, then it goes on."""
+    """Empty on the first turn, 100 kB on the second, then it continues."""
 
     def say(self, request: TurnRequest) -> str:
         return ["", 100_000 * "x"][request.turn] if request.turn < 2 else render_turn("", "go on")

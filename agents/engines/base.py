@@ -105,7 +105,7 @@ class Engine(Protocol):
         ...
 
     def weights_changed(self) -> None:
-        """Drop everything that was computed with the old weights. Rows in progress go on with the new ones."""
+        """Drop everything that was computed with the old weights. Rows in progress continue with the new ones."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""The searching expert: looks for things where they are usually kept, opens what is closed, goes on where nothing was.
+"""The searching expert: looks for things where they are usually kept, opens what is closed, continues elsewhere.
 
 It acts only on the conversation's texts, as a trained agent has to, so its demonstrations show how to search. It can
-go on from any conversation, also from one that begins with somebody else's wrong actions.
+continue from any conversation, also from one that begins with somebody else's wrong actions.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Careless environments are kept away from the rest of the program: their prints, and the global random generators.
 
 A task is a seed, ``seed/17``: what ``reset(seed=17)`` gives; the episode's own seed changes nothing. States are
-re-entered by replay, unless the environment can be pickled and a trial shows that the copy goes on as the original.
+re-entered by replay, unless the environment can be pickled and a trial shows that the copy continues as the original.
 
 Left out: Box, MultiDiscrete and other action spaces without names; image observations without a ``describe``.
 """
@@ -306,7 +306,7 @@ class GymnasiumWorld(World):
             finally:
                 self._over = True
             if not lines[0] == lines[1] == lines[2]:
-                return "a copy goes on differently than the original"
+                return "a copy continues differently than the original"
         return ""
 
     def _trial_step(self, rng: np.random.Generator) -> Outcome | None:

@@ -69,7 +69,7 @@ class AlfredWorld(World):
         return self._game, self._state
 
     def content_key(self, task_id: str) -> str:
-        """A digest of the first observation and of the planner's commands; the live episode goes on."""
+        """A digest of the first observation and of the planner's commands; the live episode continues."""
         key = self._content_keys.get(task_id)
         if key is None:
             game = self.games.game(task_id)

@@ -70,7 +70,7 @@ def plan(env: Any, seen: Any, max_actions: int = 600) -> list[int] | None:
         if action == int(env.actions.done):
             if lost:
                 return None
-            # It stands in mid-plan with full hands, or believes to have finished: begin anew, hands free.
+            # It stands in mid-plan with full hands, or believes to have finished: start over, hands free.
             try:
                 bot, lost = _new_bot(env, seen, hands_free=True), True
             except Exception:  # noqa: BLE001 - as above

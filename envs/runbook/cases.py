@@ -5,7 +5,7 @@ object.
 
 Some commands are irreversible: deleting a volume, shutting down a node, revoking a key, rolling back a release, failing
 over a database. Used wrongly they lose the task for good: at once (an outage ends the episode) or unseen (data are
-gone, the episode goes on and can no longer be won).
+gone, the episode continues and can no longer be won).
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from typing import Any
 
 from steca_gym.errors import StorageError
 
-SCHEMA_VERSION = 2
-"""2: columns ``split`` and ``content_key`` of ``trajectories``, and an index by task"""
+SCHEMA_VERSION = 3
+"""2: columns ``split`` and ``content_key`` of ``trajectories``, and an index by task; 3: ``decisions`` are chained"""
 
 _OLDEST = 1
 _MAX_CHECKED_BYTES = 256 << 20
@@ -51,7 +51,7 @@ CREATE TABLE IF NOT EXISTS results (
     phase TEXT, expert_id TEXT, payload TEXT, PRIMARY KEY (phase, expert_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS decisions (
     number INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT, calibration_id TEXT, decision TEXT, who TEXT,
-    why TEXT);
+    why TEXT, before TEXT DEFAULT '', after TEXT DEFAULT '', previous TEXT DEFAULT '', digest TEXT DEFAULT '');
 CREATE TABLE IF NOT EXISTS progress (phase TEXT, key TEXT, PRIMARY KEY (phase, key)) WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS decisions_are_kept BEFORE DELETE ON decisions
     BEGIN SELECT RAISE(ABORT, 'decisions are never deleted'); END;
@@ -106,7 +106,21 @@ def migrate(db: sqlite3.Connection, version: int) -> None:
     if version < 2:
         db.execute("ALTER TABLE trajectories ADD COLUMN split TEXT DEFAULT ''")
         db.execute("ALTER TABLE trajectories ADD COLUMN content_key TEXT DEFAULT ''")
+    if version < 3:
+        _chain_decisions(db)
     create_tables(db)  # what exists stays
+
+
+def _chain_decisions(db: sqlite3.Connection) -> None:
+    """Give the decisions of an earlier version their place in the chain."""
+    from steca_gym.buffer.decisions import insert_decision, seal_rows
+
+    names = ("at", "calibration_id", "decision", "who", "why")
+    rows = db.execute(f"SELECT {', '.join(names)} FROM decisions ORDER BY number").fetchall()
+    db.execute("DROP TABLE decisions")  # with its triggers; created again below
+    create_tables(db)
+    for entry in seal_rows(dict(zip(names, map(from_cell, row), strict=True)) for row in rows):
+        insert_decision(db, entry)
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -10,11 +10,11 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from steca_gym.buffer.decisions import DecisionTrail
 from steca_gym.buffer.export import write_lines, write_tables
 from steca_gym.buffer.lines import check_is_json, read_result, result_line, trajectory_line, typed_first
 from steca_gym.buffer.opening import Durability, ReadOnly, file_state, open_for_writing, open_read_only
@@ -27,19 +27,7 @@ _PAGE = 64
 """rows read at a time; between two pages no transaction is open"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """One entry of the audit trail."""
-
-    at: str
-    """UTC, ISO 8601"""
-    calibration_id: str
-    decision: Literal["approved", "refused"]
-    who: str
-    why: str
-
-
-class CalibrationBuffer:
+class CalibrationBuffer(DecisionTrail):
     """A SQLite file in WAL mode; several processes may read while one writes.
 
     Args:
@@ -376,48 +364,9 @@ class CalibrationBuffer:
             approved: True: the last decision of a person is an approval; False: a refusal; None: any or none.
         """
         found = {c.calibration_id: c for r in self.iter_results() for c in r.calibrations}
-        last = self._last_decisions()
+        last = {calibration_id: s.word for calibration_id, s in self.standings().items()}
         word = {True: "approved", False: "refused"}.get(approved) if approved is not None else None
         return [c for c in found.values() if status in (None, c.status) and word in (None, last.get(c.calibration_id))]
-
-    # -- decisions ------------------------------------------------------------------------------------------
-
-    def decide(self, calibration_id: str, decision: Literal["approved", "refused"], *, who: str, why: str) -> Decision:
-        """Record a person's decision; the last one on a calibration counts, all are kept.
-
-        Raises DataError for an unknown calibration or an anonymous decision.
-        """
-        if not who.strip():
-            raise DataError("a decision needs the name of who made it, got an empty one; pass who=...")
-        if decision not in ("approved", "refused"):
-            raise DataError(f"a decision is 'approved' or 'refused', got {decision!r}")
-        if not self._rows("SELECT 1 FROM calibrations WHERE calibration_id = ?", calibration_id):
-            raise DataError(f"no calibration {calibration_id!r} in {str(self.path)!r}; see the table calibrations")
-        entry = Decision(
-            at=datetime.now(UTC).isoformat(),
-            calibration_id=calibration_id,
-            decision=decision,
-            who=who,
-            why=why,
-        )
-        values = tuple(map(to_cell, asdict(entry).values()))
-        with self._writing():
-            self._db.execute(
-                "INSERT INTO decisions (at, calibration_id, decision, who, why) VALUES (?,?,?,?,?)", values
-            )
-        return entry
-
-    def decisions(self) -> list[Decision]:
-        """The audit trail, oldest first."""
-        rows = self._rows("SELECT at, calibration_id, decision, who, why FROM decisions ORDER BY number")
-        return [Decision(at=r[0], calibration_id=r[1], decision=r[2], who=r[3], why=r[4]) for r in rows]
-
-    def _last_decisions(self) -> dict[str, str]:
-        return {d.calibration_id: d.decision for d in self.decisions()}
-
-    def refused_ids(self) -> set[str]:
-        """Calibrations whose last decision is a refusal."""
-        return {calibration_id for calibration_id, word in self._last_decisions().items() if word == "refused"}
 
     # -- progress -------------------------------------------------------------------------------------------
 

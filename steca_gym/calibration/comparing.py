@@ -57,7 +57,7 @@ class StepComparer:
             state_key(after, self.reward_settings, turns),
         )
         if expert_key is not None and expert_key == agent_key:
-            # Nothing changed, but the history now holds a futile turn, which an agent may go on repeating.
+            # Nothing changed, but the history now holds a futile turn, which an agent may keep repeating.
             agent_key = ("after", explored.turn.action, agent_key)
         if self.reward_settings.count_greedy_rollout and agent_key is not None:
             agent_key = ("rollout", agent_key)  # its first outcome is no sample like those of others

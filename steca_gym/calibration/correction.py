@@ -83,7 +83,7 @@ def label(steps: Sequence[Step], step: int, source: Literal["expert", "agent"] =
 
 
 def with_reflection(steps: Sequence[Step], index: int, reflection: Reflection) -> tuple[Step, ...]:
-    """Put the reflection into the thought of the right action, which is written anew."""
+    """Put the reflection into the thought of the right action, which is written again."""
     corrected = replace(steps[index], thought=reflection.text, text="", token_ids=None)
     return (*steps[:index], corrected, *steps[index + 1 :])
 
@@ -165,7 +165,7 @@ def _correct_by_expert(
         counts += cost([episode]) + Counts(num_env_steps=len(found.steps))
         mended = _finish(deviation, episode, found.steps[0].thought)
         if mended.accepted:
-            reason = "the demonstration no longer fits; an expert went on from the wrong action"
+            reason = "the demonstration no longer fits; an expert continued from the wrong action"
             return replace(mended, reason=reason, repaired=True, counts=counts)
         found = Repair(reason=f"the repair was executed and did not win ({_why(episode)})")
     if done is not None and done.accepted and done.trajectory.steps[step + 1].valid:

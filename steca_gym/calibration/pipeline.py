@@ -1,6 +1,6 @@
 """The whole of calibration: explore, detect, correct and reflect, for many expert trajectories in one queue.
 
-Each expert trajectory's result is handed out as soon as it stands, so that a killed run goes on where it stopped.
+Each expert trajectory's result is handed out as soon as it stands, so that a killed run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def calibrate(
     """Explore, detect, correct and reflect for every expert trajectory.
 
     The results depend on the arguments only: neither on how many episodes run at once nor on the order in which they
-    finish, and a call with ``done`` goes on as an uninterrupted one would have.
+    finish, and a call with ``done`` continues as an uninterrupted one would have.
 
     Args:
         collector: plays episodes with the agent that is calibrated (``drive``).
@@ -371,7 +371,7 @@ def _blocks(
     missing = [e.trajectory_id for e in experts if e.trajectory_id in done and e.trajectory_id not in stored]
     if missing:
         raise ConfigError(
-            f"an estimator that learns goes on from stored results, and {len(missing)} of them are missing "
+            f"an estimator that learns continues from stored results, and {len(missing)} of them are missing "
             f"(first: {missing[0]!r}); pass them as earlier="
         )
     for start in range(0, len(experts), rewards.block_size):

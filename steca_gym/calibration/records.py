@@ -270,6 +270,19 @@ def result_to_json(result: ExpertResult) -> str:
     return json.dumps(dataclasses.asdict(result), ensure_ascii=False, sort_keys=True)
 
 
+def calibration_to_json(calibration: Calibration) -> str:
+    """One line of JSON."""
+    return json.dumps(dataclasses.asdict(calibration), ensure_ascii=False, sort_keys=True)
+
+
+def calibration_from_json(line: str) -> Calibration:
+    """Read what ``calibration_to_json`` wrote; raises DataError with what is wrong."""
+    try:
+        return _calibration(json.loads(line))
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"not a calibration: {error} in {line[:120]!r}") from error
+
+
 def result_from_json(line: str) -> ExpertResult:
     """Read what ``result_to_json`` wrote; raises DataError with what is wrong."""
     try:

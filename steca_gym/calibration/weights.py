@@ -183,7 +183,11 @@ def weighted_samples(
             kind: SampleKind = "fatal" if c.kind == "fatal" else "calibrated"
             if kind in use and c.status == "accepted" and approved(c):
                 weight = calibration_weight(_correction_distance(c, d, settings), settings)
-                samples.append(WeightedTrajectory(trajectory=c.trajectory, weight=weight, kind=kind))
+                samples.append(
+                    WeightedTrajectory(
+                        trajectory=c.trajectory, weight=weight, kind=kind, calibration_id=c.calibration_id
+                    )
+                )
         if "expert_subtrajectory" in use:
             for part in result.expert_subtrajectories:
                 gap = d(part.trajectory.actions[part.step :], part.failed_continuation.actions[part.step :])

@@ -223,7 +223,7 @@ class ChatTemplate:
 
     @staticmethod
     def _history(previous: str, role: str) -> list[str]:
-        """Roles of a conversation that ends with ``previous`` and may go on with ``role``."""
+        """Roles of a conversation that ends with ``previous`` and may continue with ``role``."""
         if previous == "assistant":
             return ["user", "assistant"]
         if previous == "user" and role == "assistant":

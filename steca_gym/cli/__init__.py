@@ -27,9 +27,9 @@ _HELPERS = frozenset({"__main__", "exits", "composing", "helping", "jobs", "opti
 
 _ENDING = """\
 
-`steca COMMAND --help` explains one. Stages are done once: a command on a run's folder goes on where the folder stands.
+`steca COMMAND --help` explains one. Stages are done once: a command on a run's folder resumes where it stopped.
 Exit codes: 0 done, 1 a defect of ours, 2 settings, 3 data or environment, 4 agent or training, 5 storage,
-130 interrupted.
+6 waits for people's decisions, 130 interrupted.
 """
 
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("steca: interrupted; the same command goes on from here", file=sys.stderr)
+        print("steca: interrupted; the same command continues from here", file=sys.stderr)
         return 130
 
 

@@ -13,6 +13,8 @@ EXIT_CODES: tuple[tuple[type[errors.StecaError], int], ...] = (
     (errors.CheckpointError, 4),
     (errors.TrainingError, 4),
     (errors.StorageError, 5),
+    (errors.ConflictError, 6),
+    (errors.ReviewError, 6),
 )
 
 

@@ -2,7 +2,7 @@
 
   steca run env=household method=steca seed=0
   steca run -m method=sft,rft,steca seed=0,1,2     a sweep; stages with equal settings are shared
-  steca run run=PATH [until=STAGE]                 go on with a run
+  steca run run=PATH [until=STAGE]                 continue with a run
   steca run method=my_module:MyMethod --config-dir DIR
 
 until=STAGE ends after a stage; `until=?` lists the stages of the method.

@@ -1,6 +1,6 @@
 """Plays episodes and continuations of forks in one work queue, over an executor's environments and one agent.
 
-A failure inside one episode ends that episode and is stored on its trajectory; the other episodes go on.
+A failure inside one episode ends that episode and is stored on its trajectory; the other episodes continue.
 """
 
 from __future__ import annotations

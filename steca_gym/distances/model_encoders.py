@@ -141,7 +141,7 @@ class AgentEncoder(_TransformersEncoder):
     pooling = "mean"
 
     def refresh(self) -> None:
-        """Derive the version anew after a loaded model was trained on."""
+        """Derive the version again after a loaded model was trained on."""
         self._version = ""
 
 

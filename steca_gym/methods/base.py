@@ -67,7 +67,7 @@ class Stage(ABC):
         """Raise ConfigError for settings that this stage could not run with; called before the first stage of a run."""
 
     def adopt(self, context: Context, source: Stored) -> bool:
-        """Take over what this stage left in another run; False where it cannot be taken over and is done anew."""
+        """Take over what this stage left in another run; False where it cannot be taken over and is done again."""
         return False
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from steca_gym.agent import Message, Prompt
 from steca_gym.errors import ConfigError
+from steca_gym.review.config import ReviewConfig
 from steca_gym.turns import find_turn_format
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ class RunConfig:
     judge: Mapping[str, Any] | None = None
     logger: Mapping[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = EvaluationConfig()
+    review: ReviewConfig = ReviewConfig()
+    """who decides about calibrations before a training uses them"""
     runs_root: str = "runs"
     run_dir: str | None = None
 

@@ -85,7 +85,7 @@ class PPO:
 
 
 class CriticAdvantages:
-    """Generalized advantage estimation over turns, with a critic that is fitted as the training goes on."""
+    """Generalized advantage estimation over turns, with a critic that is fitted as the training continues."""
 
     needs_states = False
 

@@ -204,6 +204,7 @@ class WarmUp(ModelStage):
                 provenance.check_environment(base, experts[0].fingerprint)
             samples = [WeightedTrajectory(trajectory=e) for e in experts]
             report = context.train(self.name, start, samples, settings, folder)
+            record_samples(context, folder, samples, base=base)
             shutil.rmtree(folder / "initial", ignore_errors=True)
             fingerprint = experts[0].fingerprint
             provenance.record(folder, fingerprint=fingerprint, task_ids=(e.task_id for e in experts), base=base)
@@ -266,7 +267,9 @@ class TrainOnTrajectories(TrainingStage):
         samples = self.samples(context)
         count_kinds(context, record, (s.kind for s in samples))
         folder, settings = context.folder / self.folder_name, self.training_settings(context)
-        return context.train(self.name, model, samples, settings, folder), [s.trajectory for s in samples]
+        report = context.train(self.name, model, samples, settings, folder)
+        record_samples(context, folder, samples, base=model)
+        return report, [s.trajectory for s in samples]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,7 +334,26 @@ class TrainOnPairs(TrainingStage):
             )
         count_kinds(context, record, (p.kind for p in pairs))
         folder, settings = context.folder / self.folder_name, self.loss.training(context.config)
-        return context.fit(self.name, Preference, settings, model, pairs, folder), [p.chosen for p in pairs]
+        report = context.fit(self.name, Preference, settings, model, pairs, folder)
+        chosen = [WeightedTrajectory(trajectory=p.chosen, kind=p.kind) for p in pairs]
+        record_samples(context, folder, chosen, base=model)
+        return report, [p.chosen for p in pairs]
+
+
+def record_samples(
+    context: Context, folder: Path, samples: Sequence[WeightedTrajectory], *, base: Path | None
+) -> None:
+    """Leave beside a model's weights which samples trained it; of preference pairs, the preferred sides."""
+    from steca_gym.files import storage_errors
+
+    decided = context.buffer.decisions()
+    with storage_errors("the model", folder):
+        provenance.record_samples(
+            folder,
+            samples,
+            trail=decided[-1].digest if decided else "",
+            base="" if base is None else base.name,
+        )
 
 
 def count_kinds(context: Context, record: Record, kinds: Iterable[str]) -> None:

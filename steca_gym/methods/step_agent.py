@@ -143,7 +143,7 @@ def _beginning(expert: Trajectory, num_steps: int) -> Trajectory:
 
 
 class LearntRewards(Stateless):
-    """Advantages from a reward that tells the expert's turns from the agent's, fitted anew in every step.
+    """Advantages from a reward that tells the expert's turns from the agent's, refitted in every step.
 
     The reward of a turn is the log-odds that it is the expert's, ``log D - log(1 - D)``, clipped to [-5, 5]. ``D`` is a
     logistic regression on hashed words of the action, alone and with words of the observation before it and of the

@@ -256,7 +256,7 @@ def advice(
     if working:
         return ["The run is still going. Make the report again when it has ended."]
     if not record.stages:
-        steps.append(f"No stage has finished. Go on with `steca run run={run.path}`.")
+        steps.append(f"No stage has finished. Continue with `steca run run={run.path}`.")
     elif record.unfinished:
         steps.append(
             f"The stage {next(iter(record.unfinished))} was begun and not finished. Go on with "
@@ -274,7 +274,7 @@ def advice(
     if refused > accepted:
         steps.append(
             f"{refused} of {accepted + refused} calibrations were refused. Their cards say why; "
-            "an expert that can go on from any state repairs more of them."
+            "an expert that can continue from any state repairs more of them."
         )
     wrong = found.get("num_deviated", 0)
     if found.get("num_steps") and not wrong:

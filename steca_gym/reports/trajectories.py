@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from steca_gym.buffer.store import CalibrationBuffer, Decision
+from steca_gym.buffer import CalibrationBuffer, Decision
 from steca_gym.calibration.records import Calibration, ExpertResult, StepVerdict
 from steca_gym.calibration.weights import WeightSettings, calibration_weight
 from steca_gym.distances import Encoder, HashEncoder, dndtw_path
@@ -49,6 +49,7 @@ class _Reader:
         settings = run.record.settings
         self.encoder, self.encoder_note = _encoder(settings.get("encoder"))
         self.weights = _weights(settings.get("method"))
+        self.standings = buffer.standings()
         self.decisions: dict[str, list[Decision]] = {}
         for decision in buffer.decisions():
             self.decisions.setdefault(decision.calibration_id, []).append(decision)
@@ -95,7 +96,7 @@ class _Reader:
             "action": "" if lost is None else one_line(lost.agent_action, 80),
             "verb": "" if lost is None else verb(lost.agent_action),
             "calibration": "accepted" if any(c["status"] == "accepted" for c in cards) else "refused" if cards else "",
-            "decision": next((c["decisions"][-1]["decision"] for c in cards if c["decisions"]), ""),
+            "decision": next((c["decision"] for c in cards if c["decision"]), ""),
             "error": one_line(result.error),
         }
         detail = {
@@ -166,6 +167,7 @@ class _Reader:
             "alignment": alignment,
             "encoder": self.encoder_note,
             "weight": weight,
+            "decision": self.standings[c.calibration_id].word if c.calibration_id in self.standings else "",
             "decisions": [
                 {"decision": d.decision, "who": d.who, "why": d.why, "at": d.at}
                 for d in self.decisions.get(c.calibration_id, ())

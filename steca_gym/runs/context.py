@@ -211,7 +211,7 @@ class RunContext:
         engine = dict(self.config.agent.engine)
         measured = model is not None and engine.get("dtype") == "auto"
         if measured:
-            # Measured anew, two stages (or two runs of one sweep) could play in different number types.
+            # Measured again, two stages (or two runs of one sweep) could play in different number types.
             engine["dtype"] = self.shared.decided("engine-dtype", self.config.agent.engine) or "auto"
         args = () if model is None else (model,)
         if "_target_" in engine:
@@ -342,7 +342,7 @@ class RunContext:
         """Train with any offline trainer, with a progress bar and the tracker."""
         import dataclasses
 
-        # Measured anew, two trainings of one run could differ in precision: what the first one measured holds for all.
+        # Measured again, two trainings of one run could differ in precision: what the first one measured holds for all.
         of = {"agent": self.config.agent.model or self.config.agent.build, "batch": settings.per_device_batch_size}
         measured = settings.precision == "auto"
         if measured:

@@ -91,7 +91,7 @@ class RunFolder:
 
     @property
     def record(self) -> RunRecord:
-        """The record, read anew each time: another process may be writing it."""
+        """The record, read again each time: another process may be writing it."""
         return read_record(self.path)
 
     @property

@@ -80,7 +80,7 @@ class RunState:
             raise StorageError(str(error)) from error
 
     def update(self, **changes: Any) -> None:
-        """Write some of the record's entries anew."""
+        """Write some of the record's entries again."""
         raw = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
         self._write({**raw, **plain(changes)})
 
@@ -91,7 +91,7 @@ class RunState:
         self.update(stages={**record.stages, stage.name: stage}, unfinished=unfinished)
 
     def drop_stages(self, names: set[str]) -> None:
-        """Forget stages, so that they are done anew."""
+        """Forget stages, so that they are done again."""
         self.update(stages={k: v for k, v in self.record.stages.items() if k not in names})
 
     def _write(self, raw: Mapping[str, Any]) -> None:

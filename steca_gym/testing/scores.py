@@ -24,7 +24,7 @@ def check_step(seen: Seen, *, before: float, may_fall: bool) -> None:
     if abs(before + seen.reward - seen.score) > 1e-6:
         raise CheckFailure(f"{what}: rewards add up to {before + seen.reward}, score is {seen.score}")
     if seen.won and not (seen.terminated or seen.action is None):
-        raise CheckFailure(f"{what}: won, but the episode goes on")
+        raise CheckFailure(f"{what}: won, but the episode continues")
     if seen.won and seen.score < 1.0:
         raise CheckFailure(f"{what}: won with score {seen.score}: a lost or open end is reported as won")
     if seen.terminated and not seen.won and seen.score >= 1.0:

@@ -240,7 +240,7 @@ class _Surveyor:
         if actions is not None:
             where = f"task {self.task_id!r}, {depth} steps from the start"
             if not actions:
-                self.survey.fault("admissible", f"{where}: no action is possible, but the episode goes on")
+                self.survey.fault("admissible", f"{where}: no action is possible, but the episode continues")
             if len(set(actions)) < len(actions):
                 self.survey.fault("admissible", f"{where}: an admissible action is listed twice")
         return actions

@@ -140,7 +140,7 @@ class OnlineTrainer(Protocol):
 
         trainer = PolicyGradient(settings, agent=agent, prompt=prompt)
         if saved.exists():
-            trainer.restore(saved)                     # goes on as if it had never stopped
+            trainer.restore(saved)                     # continues as if it had never stopped
         while trainer.num_steps < total:
             episodes = collector.run(requests)         # played by trainer.agent, with the current weights
             groups = ...                               # the method's advantages

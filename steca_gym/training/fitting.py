@@ -230,7 +230,7 @@ def _bf16_is_faster(model: Any, objective: Objective, batch_size: int) -> bool:
 
 @contextmanager
 def _undisturbed(model: Any) -> Iterator[None]:
-    """Undo what training changes on a model that the caller goes on using."""
+    """Undo what training changes on a model that the caller continues using."""
     held = "forward" in model.__dict__
     mode = model.training
     try:

@@ -91,7 +91,7 @@ def add_covered_head(model: Any) -> None:
 
 @contextmanager
 def covered_head(model: Any) -> Iterator[bool]:
-    """``add_covered_head`` for a while, on a model that others go on using; yields whether the model allows it."""
+    """``add_covered_head`` for a while, on a model that others continue using; yields whether the model allows it."""
     held = model.__dict__.get("forward")
     plain = has_plain_head(model)
     if plain:

@@ -298,7 +298,7 @@ def test_a_full_disk_is_one_clear_line_and_keeps_what_was_committed(tmp_path):
     assert "\n" not in str(caught.value) and kept > 0
     assert len(buffer.done("calibration")) == kept
     buffer._db.execute("PRAGMA max_page_count = 100000")
-    buffer.add_result(result(kept), phase="calibration")  # space was freed: it goes on
+    buffer.add_result(result(kept), phase="calibration")  # space was freed: it continues
     buffer.close()
     assert len(open_buffer(tmp_path).results("calibration")) == kept + 1
 
@@ -353,7 +353,7 @@ def test_another_schema_version_is_named(tmp_path):
     open_buffer(tmp_path).close()
     with sqlite3.connect(tmp_path / "buffer.sqlite") as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(StorageError, match="schema version 99, expected 1 to 2"):
+    with pytest.raises(StorageError, match="schema version 99, expected 1 to 3"):
         open_buffer(tmp_path)
 
 

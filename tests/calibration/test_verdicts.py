@@ -64,7 +64,7 @@ def test_a_compared_step_counts_by_what_decided_it() -> None:
 
 
 def slow(dawdle: int) -> PolicyAgent:
-    """Greedily waits in room 3 and then dawdles before it goes on to win; sampled, it follows the expert."""
+    """Greedily waits in room 3 and then dawdles before it continues to win; sampled, it follows the expert."""
 
     def policy(request: TurnRequest, rng: random.Random) -> str:
         past = history(request)

@@ -278,6 +278,7 @@ def test_a_disk_that_fills_while_the_buffer_grows(tmp_path: Path) -> None:
     assert len(results) == 40 and all(results[r.expert_id] == r for r in kept)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     command = [*TINY, "agent.build.hidden_size=96", f"run_dir={tmp_path / 'run'}"]
     assert main(["collect", *command]) == 0

@@ -19,7 +19,7 @@ HEAVY = ("torch", "transformers", "trl", "wandb", "ray")
 
 class HazardousWorld(CorridorWorld):
     """Understands, beside the corridor's actions: ``die``, ``hang``, ``leave`` (the process), each also with
-    `` once`` behind it (the second time it is ``right``); ``start a child``; ``print``; ``look around``.
+    `` once`` after it (the second time it is ``right``); ``start a child``; ``print``; ``look around``.
 
     Args:
         folder: where it notes what happened once, and the child's process id.

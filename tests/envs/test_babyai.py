@@ -20,6 +20,7 @@ if find_spec("minigrid") is None:
 from steca_gym.envs.babyai import DEFAULT_LEVELS, BabyAIWorld
 
 
+@pytest.mark.slow
 def test_conforms():
     check_text_env(
         partial(make_text_env, BabyAIWorld, horizon=64), settings=CheckSettings(num_resets=100)

@@ -31,7 +31,10 @@ def won(observation: Any, info: Any) -> bool:
     return bool(observation == 15)
 
 
-@pytest.mark.parametrize("env_id", WORLDS)
+@pytest.mark.parametrize(
+    "env_id",
+    [pytest.param(e, marks=[pytest.mark.slow] if "TextWorld" in e else []) for e in WORLDS],
+)
 def test_a_pickled_environment_goes_on_as_the_original(
     env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ TASKS = [f"corridor-{n}" for n in (1, 2, 3, 4, 5)]
 
 
 def walker(request: TurnRequest) -> str:
-    """Walks right and opens the door where the goal says it is; behind a wrong step it is lost."""
+    """Walks right and opens the door where the goal says it is; after a wrong step it is lost."""
     goal = int(request.messages[0].content.split(" rooms away")[0].rsplit(" ", 1)[1])
     acted = [m.content for m in request.messages if m.role == "assistant"]
     if any("left" in a for a in acted):

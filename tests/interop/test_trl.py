@@ -99,7 +99,7 @@ def test_a_rollout_holds_the_sampled_ids_their_mask_and_the_models_own_log_proba
         expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(tail)[:, None])[:, 0]
         trained = torch.tensor(mask, dtype=torch.bool)
         torch.testing.assert_close(torch.tensor(log_probs)[trained], expected[trained], atol=1e-4, rtol=1e-4)
-    # One world for a group, other samples for each of its episodes; another call draws anew, equal calls are equal.
+    # One world for a group, other samples for each of its episodes; another call draws again, equal calls are equal.
     texts = [tokenizer.decode(ids) for ids in made["completion_ids"]]
     assert len(set(texts)) > 2
     again = make_task()

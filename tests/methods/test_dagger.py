@@ -75,7 +75,7 @@ def test_the_expert_labels_the_states_that_the_agent_visits() -> None:
 
     agent = LabelledAgent(FakeAgent(answer), ExpertAgent(), probability=0.0)
     episode = collect(agent)
-    # Behind the locked door the agent keeps walking into it, and the expert says each time what to do.
+    # After the locked door the agent keeps walking into it, and the expert says each time what to do.
     assert episode.actions == ("go on", "lock", *["go on"] * 6)
     labels = agent.take_labels(episode)
     assert [label and label.text.split("Action: ")[1] for label in labels] == ["go on", "go on", *["unlock"] * 6]

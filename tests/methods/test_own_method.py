@@ -41,6 +41,7 @@ def steca(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_method_of_the_guide_trains_and_is_evaluated(mine: Path, tmp_path: Path) -> None:
     # The untrained model wins nothing; what is tested here is that the method's own stages are played.
     small = [*TINY, "agent.warm_up.num_epochs=1", f"run_dir={tmp_path / 'run'}"]

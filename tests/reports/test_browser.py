@@ -4,34 +4,22 @@ Skipped, loudly, without playwright or without a Chromium (``CHROMIUM``, by defa
 ``SCREENSHOTS=FOLDER`` the pages are kept as pictures.
 """
 
-import os
-import shutil
-import subprocess
-import tarfile
-from pathlib import Path
-
 import pytest
 
 from steca_gym.reports.html import HtmlReport
 from steca_gym.runs.folder import RunFolder
+from tests.browsing import axe_findings, chromium, keep, until
 from tests.reports.runs import make_run
 
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>\u202e\x1b[31m\ud800\"'`${1}"
-AXE = "axe-core@4.14.1"
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="SKIPPED: the report in a browser needs playwright")
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"SKIPPED: the report in a browser needs {CHROMIUM}; set CHROMIUM or install chromium")
-    with sync_api.sync_playwright() as tool:
-        started = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -56,22 +44,8 @@ def page(browser, request):
     assert opened.problems == []
 
 
-def until(page, condition, argument=None):
-    """Wait until a function is true; Playwright's own way needs eval, which the page's policy forbids."""
-    for _ in range(600):
-        if page.evaluate(condition, argument):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"never true: {condition} ({argument!r})")
-
-
 def heading(page, text):
     until(page, "text => document.querySelector('h1')?.textContent === text", text)
-
-
-def keep(page, name):
-    if "SCREENSHOTS" in os.environ:
-        page.screenshot(path=Path(os.environ["SCREENSHOTS"]) / f"{name}.png")
 
 
 def test_the_keyboard_reaches_everything(page, report):
@@ -180,15 +154,7 @@ def test_a_link_of_another_report_and_an_odd_one_are_answered(page, report):
         page.wait_for_selector("h1")
 
 
-def test_a_screen_reader_finds_no_serious_fault(page, report, tmp_path):
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("SKIPPED: the accessibility check needs npm for axe-core")
-    packed = subprocess.run([npm, "pack", AXE], cwd=tmp_path, capture_output=True, text=True)
-    if packed.returncode:
-        pytest.skip(f"SKIPPED: npm cannot fetch {AXE}")
-    with tarfile.open(next(tmp_path.glob("*.tgz"))) as archive:
-        script = archive.extractfile("package/axe.min.js").read().decode()
+def test_a_screen_reader_finds_no_serious_fault(page, report):
     page.goto(report)
     identifier = page.evaluate("ROWS.find((r) => r.calibration === 'accepted').id")
     for theme in ("light", "dark"):
@@ -198,11 +164,4 @@ def test_a_screen_reader_finds_no_serious_fault(page, report, tmp_path):
             page.goto(report + view)
             page.wait_for_selector("h1")
             page.wait_for_timeout(500)
-            page.evaluate(script)
-            found = page.evaluate("axe.run()")["violations"]
-            serious = [
-                (v["id"], v["nodes"][0]["html"][:200], v["nodes"][0].get("failureSummary", "")[:300])
-                for v in found
-                if v["impact"] in ("serious", "critical")
-            ]
-            assert serious == [], (theme, view)
+            assert axe_findings(page) == [], (theme, view)

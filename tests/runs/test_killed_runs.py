@@ -1,4 +1,4 @@
-"""A run that is killed with SIGKILL goes on where it stopped: in the end everything is as if nothing had happened."""
+"""A run that is killed with SIGKILL continues where it stopped: in the end everything is as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.worlds import KILL_AT
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("trajectories", "steps", "step_rewards", "samples", "calibrations", "results", "progress")
 CONF = ["--config-dir", str(ROOT / "tests" / "conf")]
-# A fixed number of samples: an estimator that learns from earlier comparisons begins anew with the process.
+# A fixed number of samples: an estimator that learns from earlier comparisons starts over with the process.
 CORRIDOR = [
     *CONF,
     "env=corridor",
@@ -66,6 +68,7 @@ def evaluation(folder: Path) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow
 def test_collecting_calibrating_and_evaluating(tmp_path: Path) -> None:
     # Beside each other they would share their stages.
     whole, killed = tmp_path / "a" / "whole", tmp_path / "b" / "killed"
@@ -86,6 +89,7 @@ def test_collecting_calibrating_and_evaluating(tmp_path: Path) -> None:
     assert evaluation(killed) == evaluation(whole)
 
 
+@pytest.mark.slow
 def test_training_goes_on_to_equal_weights(tmp_path: Path) -> None:
     command = [*CORRIDOR, *TINY, "method=steca"]
     folders = [tmp_path / name / "run" for name in ("whole", "killed")]

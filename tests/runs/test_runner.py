@@ -174,7 +174,7 @@ def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(tmp_path: Path)
         check=False,
     )
     assert done.returncode == 128 + signal.SIGINT, done.stderr
-    assert "steca: interrupted; the same command goes on from here" in done.stderr
+    assert "steca: interrupted; the same command continues from here" in done.stderr
     assert "Traceback" not in done.stderr
     assert "demonstrations" in records(tmp_path)["unfinished"]
     assert main(command) == 0

@@ -108,7 +108,7 @@ class WonIsOver(Sound):
 
 
 class Restarts(Sound):
-    """Begins anew by itself when the end is reached."""
+    """Starts over by itself when the end is reached."""
 
     def start(self, task_id: str, seed: int) -> Outcome:
         self._begun = (task_id, seed)
@@ -343,7 +343,7 @@ class ListsTwiceLater(Sound):
 
 
 class ListsNothing(Sound):
-    """In the fourth room, although the episode goes on."""
+    """In the fourth room, although the episode continues."""
 
     def admissible_actions(self) -> tuple[str, ...]:
         return () if self._place == 3 else super().admissible_actions()

@@ -86,7 +86,17 @@ def test_there_are_thirty_planted_faults_and_more() -> None:
     assert len({world for world, _ in FAULTS}) >= 60
 
 
-@pytest.mark.parametrize(("world", "check"), FAULTS)
+def one_of_each_check_is_quick() -> list[Any]:
+    """The planted faults; the first of each check in the gate, the others in the slow part."""
+    seen: set[str] = set()
+    params = []
+    for world, check in FAULTS:
+        params.append(pytest.param(world, check, marks=[pytest.mark.slow] if check in seen else []))
+        seen.add(check)
+    return params
+
+
+@pytest.mark.parametrize(("world", "check"), one_of_each_check_is_quick())
 def test_a_planted_fault_is_caught(world: type[CorridorWorld], check: str) -> None:
     # Some worlds change only after 150 starts.
     report = check_text_env(partial(make, world), settings=replace(QUICK, num_resets=200))

@@ -223,7 +223,7 @@ class BlockEngine:
         self.table.clear()
 
     def weights_changed(self) -> None:
-        """Drop what was computed with the old weights. Rows in progress read their tokens again and go on.
+        """Drop what was computed with the old weights. Rows in progress read their tokens again and continue.
 
         A model that was moved, cast or adapted in the meantime gets a new cache.
 
@@ -264,7 +264,7 @@ class BlockEngine:
         # Rows that share blocks are neighbours: the next finds in the processor's cache what one has just read.
         chosen.sort(key=_blocks_of)
         if not chosen:
-            raise AgentError("no row can go on: the cache is too small; increase kv_cache_gib")
+            raise AgentError("no row can continue: the cache is too small; increase kv_cache_gib")
         before = time.perf_counter()
         ended: list[tuple[str, Completion | Exception]] = []
         try:

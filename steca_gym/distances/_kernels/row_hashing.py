@@ -185,7 +185,7 @@ def number_rows(words, coefficients, slots, digests, known, count, start, ids):
 def number_arrays(addresses, lengths, coefficients, slots, digests, known, count, first, start, ids):
     """``number_rows`` for many arrays of rows, ``lengths[k]`` of them at ``addresses[k]``; ids end to end.
 
-    Goes on at row ``start`` of array ``first``; returns the number of distinct rows, and the array and row where
+    Continues at row ``start`` of array ``first``; returns the number of distinct rows, and the array and row where
     ``known`` was full (the number of arrays and 0 at the end). Nothing is copied but distinct rows.
     """
     width = known.shape[1]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from steca_gym.buffer import Standing
 from steca_gym.calibration import (
     CalibrationSettings,
     Counts,
@@ -18,7 +19,7 @@ from steca_gym.calibration import (
 from steca_gym.calibration.agreement import PaperAgreement, paper_agreement
 from steca_gym.calibration.exploration import TURN_BROKE
 from steca_gym.distances import Encoder, dndtw
-from steca_gym.errors import ConfigError, DataError
+from steca_gym.errors import ConfigError, DataError, ReviewError
 from steca_gym.methods.base import Stage, round_name
 from steca_gym.methods.context import Context, Record, RunConfig, Stored
 from steca_gym.methods.stages import (
@@ -29,6 +30,8 @@ from steca_gym.methods.stages import (
     subsample,
     train_settings,
 )
+from steca_gym.review.config import ReviewConfig
+from steca_gym.review.policy import effective_results, standing_of, waiting
 from steca_gym.training import TrainSettings
 from steca_gym.trajectory import Trajectory, WeightedTrajectory
 
@@ -143,13 +146,12 @@ class Calibrate(Stage):
         """The trajectories along which this round explores: the expert's, or what the round before corrected."""
         if self.round_index == 0 or self.explore_from == "experts":
             return demonstrations(context)
-        refused = context.buffer.refused_ids()
         earlier = context.buffer.results(round_name("calibration", self.round_index - 1))
         return [
             c.trajectory
-            for result in earlier
+            for result in effective_results(earlier, context.buffer.standings())
             for c in result.calibrations
-            if c.status == "accepted" and c.kind == "corrected" and c.calibration_id not in refused
+            if c.status == "accepted" and c.kind == "corrected"
         ]
 
     def adopt(self, context: Context, source: Stored) -> bool:
@@ -187,6 +189,7 @@ class TrainOnCalibrations(TrainOnTrajectories):
             "weights": self.weights,
             "num_replayed": self.num_replayed,
             "encoder": config.encoder,
+            **({} if config.review == ReviewConfig() else {"review": config.review}),
         }
 
     def check(self, config: RunConfig) -> None:
@@ -200,27 +203,23 @@ class TrainOnCalibrations(TrainOnTrajectories):
         return train_settings(context.config, "train", self.training)
 
     def samples(self, context: Context) -> Sequence[WeightedTrajectory]:
-        """Calibrations that a person refused stay out."""
-        refused = context.buffer.refused_ids()
+        """Calibrations that a person refused stay out, edited ones count as edited; raises ReviewError to wait."""
+        standings = context.buffer.standings()
+        config = context.config.review
+        earlier_results = [self._of_round(i).results(context) for i in range(self.round_index + 1)]
+        self._wait_for_people(context, [r for results in earlier_results for r in results])
         encoder = context.encoder()
         distance = action_distance(encoder)
         samples: list[WeightedTrajectory] = []
-        for earlier in range(self.round_index + 1):
-            calibrate = Calibrate(
-                round_index=earlier,
-                settings=self.calibrate.settings,
-                step_rewards=self.calibrate.step_rewards,
-                num_experts=self.calibrate.num_experts,
-                explore_from=self.calibrate.explore_from,  # pyright: ignore[reportArgumentType]
-            )
+        for index, results in enumerate(earlier_results):
             samples += weighted_samples(
-                calibrate.results(context),
-                calibrate.explored_along(context),
+                effective_results(results, standings),
+                self._of_round(index).explored_along(context),
                 self.weights,
                 distance=distance,
                 encoder=encoder.name,
                 on_threshold=lambda found: context.say(f"  {found.line()}"),
-                approved=lambda c: c.calibration_id not in refused,
+                approved=lambda c: standing_of(c.calibration_id, c.status, standings, config) != "waiting",
             )
         replayed = subsample(context.config.seed, demonstrations(context), self.num_replayed)
         samples += [WeightedTrajectory(trajectory=e) for e in replayed]
@@ -230,6 +229,44 @@ class TrainOnCalibrations(TrainOnTrajectories):
                 "already do what the expert does, or the horizon is too short (see the calibrations in buffer.sqlite)"
             )
         return samples
+
+    def _of_round(self, index: int) -> Calibrate:
+        """The calibration of an earlier round."""
+        return Calibrate(
+            round_index=index,
+            settings=self.calibrate.settings,
+            step_rewards=self.calibrate.step_rewards,
+            num_experts=self.calibrate.num_experts,
+            explore_from=self.calibrate.explore_from,  # pyright: ignore[reportArgumentType]
+        )
+
+    def _wait_for_people(self, context: Context, results: Sequence[ExpertResult]) -> None:
+        ids, needed = waiting(results, context.buffer.standings(), context.config.review)
+        if not ids:
+            return
+        mode = context.config.review.mode
+        if mode == "auto":
+            context.say(f"  {len(ids)} edited corrections wait for a second person and are left out")
+            return
+        raise ReviewError(
+            f"training waits for people: {len(ids)} of {needed} calibrations are not decided (review.mode={mode}); "
+            f"decide with `steca review {context.folder}`, then run the same command again"
+        )
+
+    def adopt(self, context: Context, source: Stored) -> bool:
+        """Take over a model only where the same corrections were refused and edited."""
+        with source.buffer() as other:
+            theirs = _in_effect(other.standings())
+        return theirs == _in_effect(context.buffer.standings()) and super().adopt(context, source)
+
+
+def _in_effect(standings: Mapping[str, Standing]) -> dict[str, tuple[str, str]]:
+    """What decisions change in a training."""
+    found = {
+        key: (s.word if s.word == "refused" else "", s.edit.after if s.edit is not None else "")
+        for key, s in standings.items()
+    }
+    return {key: value for key, value in found.items() if value != ("", "")}
 
 
 def action_distance(encoder: Encoder) -> Callable[[Sequence[str], Sequence[str]], float]:

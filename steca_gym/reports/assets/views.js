@@ -263,9 +263,9 @@ async function trajectory(id, wanted) {
 const dotLegend = (color, text) => h("span", {}, Object.assign(h("i"), { style: `background:var(--${color})` }), text);
 
 function inWords(c) {
-  const last = c.decisions[c.decisions.length - 1];
+  const last = c.decisions.findLast((x) => x.decision === c.decision);
   if (c.status !== "accepted") return `The correction was refused: ${cut(c.reason, 200)}. `;
-  const use = last && last.decision === "refused" ? `, but ${last.who} refused it` : c.weight ? "; it is used in training" : "; this run does not train on it";
+  const use = last && c.decision === "refused" ? `, but ${last.who} refused it` : c.weight ? "; it is used in training" : "; this run does not train on it";
   return (c.kind === "fatal" ? "Nothing can follow this action, so the right one is taught in the state before it" : "A correction was executed and reached success") + use + ". ";
 }
 
@@ -300,10 +300,10 @@ function turn(turn, v, t, lost, pick) {
 }
 
 function card(c, d, r) {
-  const n = d.calibrations.indexOf(c), v = c.value, last = c.decisions[c.decisions.length - 1];
+  const n = d.calibrations.indexOf(c), v = c.value, last = c.decision ? c.decisions.findLast((x) => x.decision === c.decision) : null, edited = c.decisions.some((x) => x.decision === "edited");
   const steps = (list) => h("ol", { start: list.length ? list[0].t + 1 : 1 }, list.map((s) => h("li", {}, h("code", { class: "act txt" }, cut(s.action, 200)), s.thought ? longText(s.thought, { class: "thought muted" }, 240) : null, s.observation ? longText(s.observation, { class: "obs muted small" }, 200) : null)));
   return h("article", { class: "card", id: "c-" + c.id, "aria-label": "Calibration" },
-    h("h3", {}, `Calibration at step ${c.step + 1}`, tag(c.status === "accepted" ? "accepted" : "refused", c.status === "accepted" ? "good" : "bad"), c.repaired ? tag("repaired", "warn") : "", c.kind === "fatal" ? tag("fatal", "bad") : "", last ? tag(`${last.decision} by ${last.who}`, last.decision === "approved" ? "good" : "bad") : tag("no decision yet")),
+    h("h3", {}, `Calibration at step ${c.step + 1}`, tag(c.status === "accepted" ? "accepted" : "refused", c.status === "accepted" ? "good" : "bad"), c.repaired ? tag("repaired", "warn") : "", c.kind === "fatal" ? tag("fatal", "bad") : "", last ? tag(`${last.decision} by ${last.who}`, last.decision === "approved" ? "good" : "bad") : tag("no decision yet"), edited ? tag("edited, see the decisions", "warn") : ""),
     h("div", { class: "grid2" },
       h("div", {}, h("h4", {}, "Wrong action"), h("div", {}, h("code", { class: "act txt" }, cut(c.wrong.action, 400))), c.wrong.thought ? longText(c.wrong.thought, { class: "thought muted" }, 300) : null, longText(c.wrong.observation || "", { class: "obs muted" }, 300)),
       h("div", {}, h("h4", {}, "Right action"), h("div", {}, h("code", { class: "act txt" }, cut(c.expert_action, 400)))),
@@ -315,7 +315,7 @@ function card(c, d, r) {
     h("details", {}, h("summary", {}, `History: the ${many(c.step, "step")} before`), steps(d.turns.slice(0, c.step))),
     h("div", { class: "grid2" },
       h("details", {}, h("summary", {}, "The corrected trajectory from here"), steps(c.corrected)),
-      c.failed ? h("details", {}, h("summary", {}, "How the agent went on"), steps(c.failed)) : null),
+      c.failed ? h("details", {}, h("summary", {}, "How the agent continued"), steps(c.failed)) : null),
     c.decisions.length ? h("details", { open: true }, h("summary", {}, "Decisions"), h("ul", {}, c.decisions.map((x) => h("li", {}, `${x.at.slice(0, 16).replace("T", " ")} ${x.decision} by ${x.who}`, x.why ? ": " + x.why : "")))) : null);
 }
 

@@ -41,6 +41,7 @@ def compare(out: Path, *options: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 @needs_reference
 def test_household_games_play_alike_and_the_sped_up_real_engine_says_what_the_plain_one_does(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_two_thousand_environments_step_together_as_single_ones_do() -> None:
             assert (observation, reward, over, cut) == (observations[i], rewards[i], terminated[i], truncated[i])
             assert infos["valid"][i] == info["valid"] and infos["task_id"][i] == info["task_id"]
         assert truncated.all() == (step == 2)
-    # Every environment counts its own horizon, and is begun anew by the step after it.
+    # Every environment counts its own horizon, and is started again by the step after it.
     *_, truncated, infos = envs.step(["look"] * num_envs)
     assert not truncated.any() and set(infos["num_steps"]) == {0}
     envs.close()

@@ -83,7 +83,7 @@ def test_no_token_is_read_twice_over_many_turns():
             assert turn == 0 or before[key] - stored == 9 + 1
             conversations[key] += [*said.tokens, *rng.integers(2, 300, 9).tolist()]
     whole = sum(map(len, conversations.values()))
-    # Behind the last turn stand the new observation (9) and the last word (1), which nobody had to read.
+    # After the last turn stand the new observation (9) and the last word (1), which nobody had to read.
     assert sum(count for one in passes for count, _, _ in one) == whole - 4 * 10
 
 

@@ -55,7 +55,7 @@ def pool_for(model, *, dtype=None, num_blocks=64, use_kernel=None):
 
 
 def read_in_pieces(model, rows, cuts):
-    """Logits behind every piece's last token, keyed by (row, end); rows are read side by side in uneven pieces."""
+    """Logits after every piece's last token, keyed by (row, end); rows are read side by side in uneven pieces."""
     ragged = RaggedModel(model, pool_for(model))
     assert ragged.why_not_lean == ""
     free = list(range(63, -1, -1))
