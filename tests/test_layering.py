@@ -29,7 +29,7 @@ LAYERS = (
     ("step_rewards",),
     ("calibration", "training"),
     ("buffer", "evaluation"),
-    ("testing", "review"),
+    ("testing", "review", "diagnosis"),
     ("methods",),
     ("runs",),
     ("reports", "interop"),
