@@ -24,7 +24,7 @@ class TextReport:
         data = report_data(runs)
         lines: list[str] = []
         for run in data.summary["runs"]:
-            lines += [*_run(run), ""]
+            lines += [*run_lines(run), ""]
         lines.append(f"{len(data.rows)} trajectories")
         lines += [_row(row) for row in data.rows]
         return Page(text="\n".join(lines) + "\n", suffix=".txt")
@@ -50,7 +50,8 @@ def trajectory_text(data: ReportData, name: str) -> str:
     raise UnknownNameError(explain_unknown("trajectory", name, [r["task"] for r in data.rows][:1000])[:400])
 
 
-def _run(run: JSON) -> Iterator[str]:
+def run_lines(run: JSON) -> Iterator[str]:
+    """A run's stages, result and what to do next."""
     yield f"run {visible(run['name'])}: {run['method']} on {visible(run['env'])}, seed {run['seed']}"
     if run["changed"]:
         yield "  changed: " + one_line(", ".join(f"{key}={value}" for key, value in run["changed"]))
@@ -83,26 +84,35 @@ def _trajectory(row: JSON, detail: JSON) -> Iterator[str]:
     yield from _indented(detail["first_observation"])
     values = {value["t"]: value for value in detail["values"]}
     for turn in detail["turns"]:
-        mark = "  <- went wrong here" if turn["t"] == row["lost"] else ""
-        yield f"{turn['t'] + 1:>4}  {one_line(turn['action'])}{mark}"
-        yield from _indented(turn["observation"])
-        value = values.get(turn["t"])
-        if value is not None and value["verdict"] != "same_action":
-            yield f"      agent instead: {one_line(value['agent_action'])} ({value['verdict']}{_fall(value)})"
+        yield from turn_lines(row, turn, values.get(turn["t"]))
     if detail["error"]:
         yield f"error: {one_line(detail['error'])}"
     for card in detail["calibrations"]:
         yield ""
-        yield f"calibration {visible(card['id'])} at step {card['step'] + 1}: {card['status']}, {card['kind']}"
-        yield f"  wrong       {one_line(card['wrong']['action'])}"
-        yield f"  right       {one_line(card['expert_action'])}"
-        if card["reflection"]:
-            yield f"  reflection  {one_line(card['reflection'], 1000)} ({visible(card['reflection_source'])})"
-        if card["reason"]:
-            yield f"  reason      {one_line(card['reason'], 1000)}"
-        yield f"  weight      {card['weight']:g}"
-        for made in card["decisions"]:
-            yield f"  decision    {made['decision']} by {one_line(made['who'])}: {one_line(made['why'])}"
+        yield from calibration_lines(card)
+
+
+def turn_lines(row: JSON, turn: JSON, value: JSON | None) -> Iterator[str]:
+    """A turn, the world's answer, and what the agent did instead."""
+    mark = "  <- went wrong here" if turn["t"] == row["lost"] else ""
+    yield f"{turn['t'] + 1:>4}  {one_line(turn['action'])}{mark}"
+    yield from _indented(turn["observation"])
+    if value is not None and value["verdict"] != "same_action":
+        yield f"      agent instead: {one_line(value['agent_action'])} ({value['verdict']}{_fall(value)})"
+
+
+def calibration_lines(card: JSON) -> Iterator[str]:
+    """A calibration with its reason and decisions."""
+    yield f"calibration {visible(card['id'])} at step {card['step'] + 1}: {card['status']}, {card['kind']}"
+    yield f"  wrong       {one_line(card['wrong']['action'])}"
+    yield f"  right       {one_line(card['expert_action'])}"
+    if card["reflection"]:
+        yield f"  reflection  {one_line(card['reflection'], 1000)} ({visible(card['reflection_source'])})"
+    if card["reason"]:
+        yield f"  reason      {one_line(card['reason'], 1000)}"
+    yield f"  weight      {card['weight']:g}"
+    for made in card["decisions"]:
+        yield f"  decision    {made['decision']} by {one_line(made['who'])}: {one_line(made['why'])}"
 
 
 def _fall(value: JSON) -> str:
