@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS ?= llm,wandb,dev
 
-.PHONY: demo test test-slow setup clean
+.PHONY: demo test test-slow docs setup clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -26,5 +26,9 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m tests.gate --slow
 
+# The site in site/, offline; needs the docs extra: `make docs EXTRAS=llm,wandb,dev,docs`.
+docs: setup
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info site

@@ -1,8 +1,10 @@
-"""`steca report RUN... [to=FILE] [form=html|my_module:MyReport]`: one HTML file that shows what happened in the runs.
+"""`steca report RUN... [to=FILE] [form=...] [prices=FILE]`: one HTML file that shows what happened in the runs.
 
   steca report runs/mine                      writes runs/mine/report.html
   steca report runs to=sweep.html             all runs below a folder, side by side, aggregated over seeds
   steca report runs/a runs/b to=both.html     two runs, compared on the same games
+  steca report runs/mine prices=prices.yaml   with money; sampled_tokens, prompt_tokens (per million), hour, currency
+  steca report runs/mine form=my_module:Mine  a report of your own; form=text: as text
 
 The file needs no network: results with intervals, costs, the step values of any trajectory beside its turns, each
 calibration with its evidence, and a map of where trajectories are lost. Runs are only read; one that is still going
@@ -21,9 +23,10 @@ def main(args: list[str]) -> int:
     """Run the command."""
     from steca_gym.registry import checked_call, reports
     from steca_gym.reports.base import Report
+    from steca_gym.reports.prices import read_prices
     from steca_gym.runs.folder import find_runs
 
-    given, paths = read_options("report", args, {"to": None, "form": "html"}, positional=True)
+    given, paths = read_options("report", args, {"to": None, "form": "html", "prices": None}, positional=True)
     if not paths:
         raise ConfigError("report needs a run, e.g. `steca report runs/mine`; see `steca report --help`")
     runs = list({run.path.resolve(): run for path in paths for run in find_runs(Path(path))}.values())
@@ -32,6 +35,10 @@ def main(args: list[str]) -> int:
     report: Report = checked_call("form", reports.get(str(given["form"])))
     if not callable(getattr(report, "render", None)):
         raise ConfigError(f"form={given['form']!r} is no report: expected a class with render(runs)")
+    if given["prices"]:
+        if not hasattr(report, "prices"):
+            raise ConfigError(f"form={given['form']!r} shows no money; leave prices= out, or take form=html")
+        report.prices = read_prices(Path(given["prices"]))
     page = report.render(runs)
     target = Path(given["to"] or Path(paths[0]) / f"report{page.suffix}")
     if target.is_dir():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from steca_gym import __version__
 from steca_gym.errors import DataError
+from steca_gym.reports.prices import Prices
 from steca_gym.reports.tables import collect_rows
 from steca_gym.reports.text import one_line
 from steca_gym.reports.trajectories import JSON, explored
@@ -42,11 +43,12 @@ class ReportData:
     """in the order of ``rows``: turns, values, calibrations"""
 
 
-def report_data(runs: Sequence[RunFolder]) -> ReportData:
+def report_data(runs: Sequence[RunFolder], prices: Prices | None = None) -> ReportData:
     """Collect what a report shows.
 
     Args:
         runs: at least one; they are only read, and may still be written.
+        prices: for amounts of money; None: none are shown.
 
     Raises:
         DataError: no runs, or a damaged one.
@@ -68,7 +70,11 @@ def report_data(runs: Sequence[RunFolder]) -> ReportData:
         _run(run, evaluation, [r for r in rows if r["run"] == index])
         for index, (run, evaluation) in enumerate(zip(runs, evaluations, strict=True))
     ]
+    if prices is not None:
+        for stage in (s for about in described for s in about["stages"]):
+            stage["money"] = prices.of(stage)
     summary = {
+        "currency": prices.currency if prices is not None else "",
         "version": __version__,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "runs": described,

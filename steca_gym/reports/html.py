@@ -18,6 +18,7 @@ from typing import Any
 
 from steca_gym.reports.base import Page
 from steca_gym.reports.data import report_data
+from steca_gym.reports.prices import Prices
 from steca_gym.reports.text import MAX_CHARS, visible
 from steca_gym.runs.folder import RunFolder
 
@@ -39,9 +40,12 @@ CHUNK = 20
 class HtmlReport:
     """One self-contained HTML file."""
 
+    prices: Prices | None = None
+    """for amounts of money; None: none are shown"""
+
     def render(self, runs: Sequence[RunFolder]) -> Page:
         """Make the page; see ``steca_gym.reports.base.Report``."""
-        data = report_data(runs)
+        data = report_data(runs, self.prices)
         names = ", ".join(run.name for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
         blocks = [
             _data("summary", to_script_json({**data.summary, "chunk": CHUNK})),

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from steca_gym.distances import HashEncoder, dndtw
-from steca_gym.errors import DataError
+from steca_gym.errors import DataError, StecaError
 from steca_gym.reports.data import flat, report_data
+from steca_gym.reports.prices import Prices, read_prices
 from steca_gym.reports.trajectories import align, verb, where_lost
 from steca_gym.runs.folder import RunFolder
 from steca_gym.trajectory import Step, Trajectory
@@ -116,6 +117,35 @@ def test_a_run_is_only_read(tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
     report_data([RunFolder(copy)])
     assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
+
+
+def test_money_follows_from_the_price_table(tmp_path):
+    run = make_run(tmp_path / "run")
+    prices = Prices(currency="EUR", sampled_tokens=2.0, prompt_tokens=0.5, hour=3.6)
+    data = report_data([RunFolder(run)], prices)
+    (described,) = data.summary["runs"]
+    assert data.summary["currency"] == "EUR" and described["stages"]
+    for stage in described["stages"]:
+        expected = stage["tokens"] * 2e-6 + stage["tokens_read"] * 5e-7 + stage["seconds"] * 1e-3
+        assert stage["money"] == pytest.approx(expected)
+    assert "money" not in report_data([RunFolder(run)]).summary["runs"][0]["stages"][0]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("5", "holds no price table"),
+        ("a: [", "cannot read the prices"),
+        ("tokens: 1", "sampled_tokens"),
+        ("sampled_tokens: -1", ">= 0"),
+        ("sampled_tokens: .nan", ">= 0"),
+        ("sampled_tokens: cheap", "sampled_tokens"),
+    ],
+)
+def test_a_table_that_is_none_is_one_line(tmp_path, text, told):
+    (tmp_path / "prices.yaml").write_text(text)
+    with pytest.raises(StecaError, match=told):
+        read_prices(tmp_path / "prices.yaml")
 
 
 def test_without_runs_there_is_no_report():

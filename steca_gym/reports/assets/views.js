@@ -91,8 +91,8 @@ function overview() {
   if (costs.length) {
     const chart = h("div", { class: "chart" });
     if (runs.length <= 40) { wait.push(() => draw(chart, costSpec(costs))); main.append(chart); }
-    const rows = runs.flatMap((r) => r.stages.map((s) => [...(one ? [] : [r.name]), h("span", {}, s.name, s.unfinished ? tag("unfinished", "warn") : "", s.shared_from ? h("span", { class: "muted small" }, " done by " + s.shared_from) : ""), num(s.seconds, 1), num(s.tokens), num(s.tokens_read), num(s.env_steps), num(s.episodes)]));
-    main.append(fold(rows.length > 12, "All stages", table([...(one ? [] : ["run"]), "stage", "seconds", "tokens sampled", "prompt tokens read", "env steps", "episodes"], rows, one ? 1 : 2)));
+    const rows = runs.flatMap((r) => r.stages.map((s) => [...(one ? [] : [r.name]), h("span", {}, s.name, s.unfinished ? tag("unfinished", "warn") : "", s.shared_from ? h("span", { class: "muted small" }, " done by " + s.shared_from) : ""), num(s.seconds, 1), num(s.tokens), num(s.tokens_read), num(s.env_steps), num(s.episodes), ...(S.currency ? [num(s.money, 2)] : [])]));
+    main.append(fold(rows.length > 12, "All stages", table([...(one ? [] : ["run"]), "stage", "seconds", "tokens sampled", "prompt tokens read", "env steps", "episodes", ...(S.currency ? [S.currency] : [])], rows, one ? 1 : 2)));
   } else main.append(h("p", { class: "muted" }, "No stage has finished."));
   main.append(h("h2", {}, "Settings"));
   if (S.different.length && !one) main.append(h("h3", {}, "In which the runs differ"), table(["setting", ...runs.map((r) => r.name)], S.different.map(([k, v]) => [h("code", {}, k), ...v.map((x) => cut(x, 60))]), 99));
@@ -114,7 +114,8 @@ function tiles(r) {
     r.found ? tile(num((f.num_deviated || 0) + fatal), `of ${num(f.num_steps)} steps went wrong${fatal ? `, ${fatal} fatal` : ""}`) : null,
     made ? tile(`${num(f.num_accepted || 0)} of ${num(made)}`, "calibrations accepted") : null,
     e && e.robustness != null ? tile(pct(e.robustness), `success after a wrong action (${pct(e.robustness_reference)} without it)`) : null,
-    tile(`${num(total("seconds"))} s`, `${num(total("tokens"))} tokens, ${num(total("env_steps"))} environment steps`));
+    tile(`${num(total("seconds"))} s`, `${num(total("tokens"))} tokens, ${num(total("env_steps"))} environment steps`),
+    S.currency ? tile(`${num(total("money"), 2)} ${S.currency}`, "by the given prices") : null);
 }
 
 function code(text) { return text.split("`").map((part, i) => (i % 2 ? h("code", {}, part) : part)); }
