@@ -26,8 +26,9 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m tests.gate --slow
 
-# The site in site/, offline; needs the docs extra: `make docs EXTRAS=llm,wandb,dev,docs`.
+# The site in site/, which needs no network to read.
 docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
 clean:

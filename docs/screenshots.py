@@ -6,8 +6,11 @@ Needs playwright and a Chromium (``CHROMIUM``, by default /usr/bin/chromium).
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from steca_gym.cli import main as steca
@@ -46,8 +49,29 @@ def main() -> int:
             page.wait_for_selector(".chart svg")
             page.wait_for_timeout(500)
             page.screenshot(path=IMAGES / "report-timeline.png")
+            page.goto(f"{report}#/failures")
+            page.wait_for_selector("h1")
+            page.wait_for_timeout(500)
+            page.screenshot(path=IMAGES / "report-failures.png")
+            with reviewing(run) as link:
+                page.goto(link)
+                page.goto(link.partition("?")[0] + "next")
+                page.wait_for_selector(".sides")
+                page.screenshot(path=IMAGES / "review-card.png")
             browser.close()
     return 0
+
+
+@contextmanager
+def reviewing(run: Path) -> Iterator[str]:
+    """The real command around a run; yields its link."""
+    command = [sys.executable, "-m", "steca_gym.cli", "review", str(run), "as=anna"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().split()[1]
+        finally:
+            server.terminate()
 
 
 if __name__ == "__main__":

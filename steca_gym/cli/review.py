@@ -106,6 +106,7 @@ def _listen(text: str) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", int(text)))
+        listener.listen()  # a link works as soon as it is printed
     except OSError as error:
         listener.close()
         raise StorageError(

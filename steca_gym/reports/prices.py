@@ -39,7 +39,7 @@ class Prices:
 
 def read_prices(path: Path) -> Prices:
     """Read a YAML file such as ``{currency: EUR, sampled_tokens: 0.6, hour: 2.5}``; raises DataError or ConfigError."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -38,8 +38,10 @@ def served(tmp_path_factory):
         text=True,
     ) as server:
         links = [server.stdout.readline().split()[1] for _ in range(2)]
-        yield folder, links
-        server.terminate()
+        try:
+            yield folder, links
+        finally:
+            server.terminate()
 
 
 def test_a_person_decides_with_the_keyboard_and_the_run_continues(browser, served):
