@@ -3,8 +3,8 @@
 Every row is a function of (seed, step, row), so that a resumed run reads what an uninterrupted one reads.
 
 No game is one of an evaluation: rooms come from seeds of their own, and in every game each type of object, furniture
-and lamp has another name, drawn from ``NOUNS`` anew. None of these names occurs in ALFWorld or Household. The official
-games are not read.
+and lamp has another name, drawn anew from ``NOUNS`` or from the words that the caller gives. None of these names occurs
+in ALFWorld or Household. The official games are not read.
 """
 
 from __future__ import annotations
@@ -42,6 +42,13 @@ LAMP_NOUNS = ("lantern", "torch", "flashlight", "candlestick", "spotlight", "nig
 DEVICE_NOUNS = {"sinkbasin": "washtub", "microwave": "oven", "fridge": "icebox"}
 
 NOUNS = (*FURNITURE_NOUNS, *THING_NOUNS, *LAMP_NOUNS, *DEVICE_NOUNS.values())
+
+GRAMMAR = frozenset(
+    """action alfred and another anything are around arrive bring carrying clean closed cool examine find for from happens
+    have heat here hot inventory loc look looking may middle move need not nothing open pick put quickly room see some take
+    task textworld the them there this thought try turn two under use using welcome with you your""".split()
+)
+"""words of the games themselves, which name nothing"""
 
 _TASKS = {
     ("place", ""): ("put a {o} in {r}.", "put some {o} on {r}."),
@@ -160,7 +167,12 @@ def _settings(rng: random.Random) -> HouseholdSettings:
     )
 
 
-def _renaming(rng: random.Random, things: set[str], furniture: set[str]) -> dict[str, str]:
+def _renaming(
+    rng: random.Random, things: set[str], furniture: set[str], words: Sequence[str] | None
+) -> dict[str, str]:
+    if words is not None:
+        olds = sorted(things | furniture | {"desklamp", *DEVICE_NOUNS})
+        return dict(zip(olds, rng.sample(words, len(olds)), strict=True))
     names = dict(DEVICE_NOUNS)
     names["desklamp"] = rng.choice(LAMP_NOUNS)
     pool = rng.sample([n for n in FURNITURE_NOUNS if rng.random() < 0.97], len(furniture))
@@ -170,20 +182,32 @@ def _renaming(rng: random.Random, things: set[str], furniture: set[str]) -> dict
     return names
 
 
-def game(rng: random.Random, agent: SearchingAgent) -> list[tuple[str, str, bool]]:
-    """A game as (role, text, taught); wrong turns that are mixed in are not taught."""
+def game(
+    rng: random.Random, agent: SearchingAgent, words: Sequence[str] | None = None
+) -> list[tuple[str, str, bool]]:
+    """A game as (role, text, taught); wrong turns that are mixed in are not taught.
+
+    Args:
+        rng: makes the game, its wrong turns and its names.
+        agent: plays it.
+        words: names for everything are drawn from these; None: from ``NOUNS``, furniture, things and lamps apart.
+    """
     settings = _settings(rng)
     world = AlfredWorld(Household(settings))
     outcome = world.start(f"train/{rng.randrange(1_000_000)}", 0)
     messages = [Message("user", outcome.observation)]
     taught = [False]
-    wrong = rng.choice((0.0, 0.0, 0.0, 0.15))
+    wrong = rng.choice((0.0, 0.0, 0.0, 0.15) if words is None else (0.0, 0.0, 0.15, 0.3))
     for turn in range(45):
         if wrong and rng.random() < wrong:
-            action = rng.choice(world.admissible_actions())
-            if rng.random() < 0.5:
-                action = re.sub(r"\d+$", lambda m: str(int(m[0]) + rng.randint(1, 3)), action)
-            text, teach = f"Thought: I try this.\nAction: {action}", False
+            if words is None or rng.random() < 0.3:
+                action = rng.choice(world.admissible_actions())
+                if rng.random() < 0.5:
+                    action = re.sub(r"\d+$", lambda m: str(int(m[0]) + rng.randint(1, 3)), action)
+                text, teach = f"Thought: I try this.\nAction: {action}", False
+            else:
+                text, teach = _slip(rng, messages), False
+                action = parse_turn(text).action or ""
         else:
             text = agent.act([TurnRequest(episode_id="", messages=tuple(messages), seed=0, turn=turn)])[0].text
             action, teach = parse_turn(text).action or "", True
@@ -192,10 +216,29 @@ def game(rng: random.Random, agent: SearchingAgent) -> list[tuple[str, str, bool
         taught += [teach, False]
         if outcome.over:
             break
-    return _other_words(rng, [(m.role, m.content, t) for m, t in zip(messages, taught, strict=True)])
+    return _other_words(rng, [(m.role, m.content, t) for m, t in zip(messages, taught, strict=True)], words)
 
 
-def _other_words(rng: random.Random, said: list[tuple[str, str, bool]]) -> list[tuple[str, str, bool]]:
+def _slip(rng: random.Random, messages: Sequence[Message]) -> str:
+    """A turn that a weak model takes: again what was refused, a piece of furniture too many, a thing that is not here."""
+    last = messages[-1].content
+    if last.startswith("Nothing happens") and rng.random() < 0.5:
+        return messages[-2].content
+    wanted = read_task(messages[0].content).wanted
+    room = re.findall(r"a (\w+) (\d+)", messages[0].content.partition("you see ")[2].partition(".\n")[0])
+    kind, _ = rng.choice(room)
+    here = re.findall(r"(?:arrive at|open the|On the|In the) (\w+ \d+)", last)
+    if here and rng.random() < 0.3:
+        thing = f"{wanted} {rng.randint(1, 3)}"
+        return f"Thought: I see {thing} here. I take it.\nAction: take {thing} from {here[0]}"
+    place = f"{kind} {max(int(n) for k, n in room if k == kind) + rng.randint(1, 2)}"
+    before = f"There is no {wanted} here. " if here else ""
+    return f"Thought: {before}I need to find a {wanted}. It may be in {place}.\nAction: go to {place}"
+
+
+def _other_words(
+    rng: random.Random, said: list[tuple[str, str, bool]], words: Sequence[str] | None
+) -> list[tuple[str, str, bool]]:
     """The same game with other names, numbers and task text, in one of the two grammars."""
     first = said[0][1]
     task = read_task(first)
@@ -205,7 +248,7 @@ def _other_words(rng: random.Random, said: list[tuple[str, str, bool]]) -> list[
     things = {n for n in re.findall(r"\b([a-z]+) \d+", every)} - furniture - {"loc"} | {task.wanted}
     if task.kind != "light":
         furniture.add(task.target)
-    names = _renaming(rng, things - furniture, furniture)
+    names = _renaming(rng, things - furniture, furniture, words)
     numbers: dict[str, dict[str, str]] = {}
     for kind in things:
         found = sorted(set(re.findall(rf"\b{kind} (\d+)", every)))
@@ -236,11 +279,11 @@ def _other_words(rng: random.Random, said: list[tuple[str, str, bool]]) -> list[
     return [("user", f"{head}Your task is to: {line}", False), *renamed[1:]]
 
 
-def game_text(rng: random.Random, agent: SearchingAgent) -> Text:
+def game_text(rng: random.Random, agent: SearchingAgent, words: Sequence[str] | None = None) -> Text:
     """A renamed game in the form of the chat template."""
     while True:
         try:
-            said = game(rng, agent)
+            said = game(rng, agent, words)
             break
         except DataError:  # a room that no task fits
             continue

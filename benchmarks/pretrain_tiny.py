@@ -1,7 +1,7 @@
 """Pretrain the tiny Llama so that it can read, copy names and numbers, and search: the weights of ``agent=tiny``.
 
     torchrun --nproc_per_node 2 benchmarks/pretrain_tiny.py --out runs/pretrain-tiny   # hours on two cores
-    torchrun --nproc_per_node 2 benchmarks/pretrain_tiny.py --out runs/pretrain-tiny   # after a kill: goes on
+    torchrun --nproc_per_node 2 benchmarks/pretrain_tiny.py --out runs/pretrain-tiny   # after a kill: continues
     python benchmarks/pretrain_tiny.py --out runs/pretrain-tiny --export agents/weights/tiny   # ship the last checkpoint
 
 What it reads is made here (``_pretraining_texts``): drills in copying and looking up, then renamed household games
@@ -78,7 +78,7 @@ def tokenizer(folder: Path, *, remake: bool) -> Any:
 
 
 def whole_words(encoder: Any) -> list[str]:
-    """Words that are one token behind a blank: what the drills are about."""
+    """Words that are one token after a blank: what the drills are about."""
     found = [piece[1:] for piece in encoder.get_vocab() if piece.startswith("Ġ") and piece[1:].isalpha()]
     return sorted(w for w in found if len(w) >= 3 and w.isascii())
 
@@ -89,10 +89,13 @@ def whole_words(encoder: Any) -> list[str]:
 class Rows:
     """Rows of token ids with their weights in the loss, by step."""
 
-    def __init__(self, encoder: Any, seed: int, warm_steps: int) -> None:
-        self.encoder, self.seed, self.warm_steps = encoder, seed, warm_steps
+    def __init__(self, encoder: Any, seed: int, warm_steps: int, any_names_from: int) -> None:
+        self.encoder, self.seed, self.warm_steps, self.any_names_from = encoder, seed, warm_steps, any_names_from
         self.agent = SearchingAgent()
         self.words = whole_words(encoder)
+        places = read_places().tables
+        taken = {kind for table in places for kind in (*table.rooms, *table.holds)} | texts.GRAMMAR
+        self.names = [w for w in self.words if w.islower() and w not in taken]
         self.user = encoder.convert_tokens_to_ids("<|user|>")
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -104,20 +107,23 @@ class Rows:
         ids, weights, positions = [], [], []
         for row in range(rank, shape[0], world):
             rng = random.Random(f"{self.seed}/{step}/{row}")
-            i, w = self._row(rng, shape[1], rng.random() < share_of_games)
+            names = self.names if step >= self.any_names_from else None
+            i, w = self._row(rng, shape[1], rng.random() < share_of_games, names)
             ids.append(i)
             weights.append(w)
             positions.append(self._positions(rng, i))
         return torch.tensor(ids), torch.tensor(weights), torch.tensor(positions)
 
-    def _row(self, rng: random.Random, length: int, games: bool) -> tuple[list[int], list[float]]:
+    def _row(
+        self, rng: random.Random, length: int, games: bool, names: Sequence[str] | None
+    ) -> tuple[list[int], list[float]]:
         ids: list[int] = []
         weights: list[float] = []
         # Drills are about few words at a time, so that a text has to be read rather than guessed.
         words = rng.sample(self.words, rng.choice((60, 400, len(self.words))))
         drill = rng.choice(texts.DRILLS)
         while len(ids) < length:
-            text = texts.game_text(rng, self.agent) if games else drill(rng, words)
+            text = texts.game_text(rng, self.agent, names) if games else drill(rng, words)
             for (_, weight), encoded in zip(text.pieces, self._encode([p for p, _ in text.pieces]), strict=True):
                 ids += encoded
                 weights += [weight] * len(encoded)
@@ -187,7 +193,7 @@ def start_with_induction(model: LlamaForCausalLM) -> None:
     embedding *= 0.06 / embedding.std()
     embedding += 0.5 * constant
     rms = embedding.pow(2).mean(1).sqrt().mean()
-    level = float(0.5 / rms)  # of the constant behind the norm
+    level = float(0.5 / rms)  # of the constant after the norm
     frequency = 1.0 / (config.rope_parameters["rope_theta"] ** (torch.arange(half) / half))
     read, write = basis[:, 1 : 1 + size], basis[:, 1 + size : 1 + 2 * size]
     first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
@@ -278,9 +284,13 @@ def mean_gradient(model: LlamaForCausalLM, batch: tuple[torch.Tensor, torch.Tens
     return loss.item()
 
 
-def rate(step: int, num_steps: int, peak: float) -> float:
-    """Warm-up, constant, and a linear end over the last quarter, so that a run may be prolonged before it."""
-    return peak * min(1.0, (step + 1) / 50, max(0.02, (num_steps - step) / (0.25 * num_steps)))
+def rate(step: int, cycles: Sequence[int], peak: float) -> float:
+    """Cycles of the given numbers of steps, each with a warm-up, a constant part, and a linear end over its last quarter."""
+    for num_steps in cycles:
+        if step < num_steps:
+            return peak * min(1.0, (step + 1) / 50, max(0.02, (num_steps - step) / (0.25 * num_steps)))
+        step -= num_steps
+    raise ValueError(f"step is {step + 1} past the last cycle")
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------
@@ -315,7 +325,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and log.jsonl")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-steps", type=int, default=3000, help="optimizer steps of 2,048 tokens")
+    parser.add_argument(
+        "--cycles",
+        type=int,
+        nargs="+",
+        default=[3000, 2400, 3600],
+        help="optimizer steps of 2,048 tokens in each cycle of the learning rate; from the second on, any word of the"
+        " vocabulary may name a thing",
+    )
     parser.add_argument("--warm-steps", type=int, default=60, help="first steps, on short drills only")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="of the embedding and the norms (AdamW)")
     parser.add_argument("--muon-rate", type=float, default=0.005, help="of the matrices inside the layers (Muon)")
@@ -324,7 +341,7 @@ def main() -> None:
     parser.add_argument("--keep-every", type=int, default=200, help="steps; such checkpoints are kept")
     parser.add_argument("--log-every", type=int, default=10, help="steps")
     parser.add_argument("--export", type=Path, help="write the last checkpoint there and stop")
-    parser.add_argument("--make-tokenizer", action="store_true", help="make the shipped tokenizer anew")
+    parser.add_argument("--make-tokenizer", action="store_true", help="make the shipped tokenizer again")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if "RANK" in os.environ:  # started by torchrun
@@ -332,9 +349,8 @@ def main() -> None:
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     args.out.mkdir(parents=True, exist_ok=True)
     encoder = tokenizer(WEIGHTS, remake=args.make_tokenizer)
-    settings = {
-        k: getattr(args, k) for k in ("seed", "num_steps", "warm_steps", "learning_rate", "muon_rate", "threads")
-    } | SIZES
+    named = ("seed", "cycles", "warm_steps", "learning_rate", "muon_rate", "threads")
+    settings = {name: getattr(args, name) for name in named} | SIZES
     model = new_model(encoder, args.seed)
     optimizers = optimizers_of(model)
     latest, step = args.out / "latest.pt", 0
@@ -353,7 +369,8 @@ def main() -> None:
             "num_tokens_read": step * 2048,
             "texts": {
                 "drills": drills,
-                "games": "generated Household rooms (seeds from 1,000,000,007), all names replaced, searching expert",
+                "games": "generated Household rooms (seeds from 1,000,000,007), all names replaced (in the first cycle by"
+                " NOUNS, then by any word of the vocabulary that names nothing in ALFWorld), searching expert",
                 "official_games": "none",
                 "evaluation_games": "none",
             },
@@ -365,14 +382,15 @@ def main() -> None:
             shutil.copytree(WEIGHTS, args.export, dirs_exist_ok=True)
         export(model, encoder, args.export, provenance)
         return
-    rows = Rows(encoder, args.seed, args.warm_steps)
+    rows = Rows(encoder, args.seed, args.warm_steps, any_names_from=args.cycles[0])
+    total_steps = sum(args.cycles)
     model.train()
     started = time.perf_counter()
     losses: list[float] = []
-    while step < args.num_steps:
+    while step < total_steps:
         for optimizer, peak in zip(optimizers, (args.muon_rate, args.learning_rate), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate(step, args.num_steps, peak)
+                group["lr"] = rate(step, args.cycles, peak)
         loss = mean_gradient(model, rows.batch(step, rank, world))
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -380,14 +398,14 @@ def main() -> None:
             optimizer.zero_grad(set_to_none=True)
         step += 1
         losses.append(loss)
-        if rank == 0 and (step % args.log_every == 0 or step == args.num_steps):
+        if rank == 0 and (step % args.log_every == 0 or step == total_steps):
             line = {"step": step, "loss": round(sum(losses) / len(losses), 4), "norm": round(norm.item(), 2)}
             line |= {"seconds": round(time.perf_counter() - started, 1)}
             with (args.out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             print(line, flush=True)
             losses.clear()
-        if rank == 0 and (step % args.save_every == 0 or step == args.num_steps):
+        if rank == 0 and (step % args.save_every == 0 or step == total_steps):
             save(latest, step, model, optimizers, settings)
         if rank == 0 and step % args.keep_every == 0:
             shutil.copyfile(latest, args.out / f"step-{step}.pt")
