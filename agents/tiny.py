@@ -156,7 +156,7 @@ def copy_pretrained(source: Path, folder: Path) -> Path:
     check_weights(source)
     with quiet_transformers():
         # On disk the weights are in 16 bits; training needs more.
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
         model.save_pretrained(folder)
     for file in sorted(source.iterdir()):
         if file.name.startswith("tokenizer") or file.suffix == ".jinja":

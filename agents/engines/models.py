@@ -28,7 +28,7 @@ def load_tokenizer(model: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(model))
+        return AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and more for unusable folders
         raise CheckpointError(_cannot("tokenizer", model, error)) from error
 
@@ -55,7 +55,9 @@ def load_model(model: str | Path, dtype: str, device: str | None) -> tuple[Any, 
     def read(number: str) -> Any:
         # Always from the files: ``model.to(bfloat16)`` would round the rotary frequencies too, which must stay float32.
         try:
-            loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, number))
+            loaded = AutoModelForCausalLM.from_pretrained(
+                str(model), dtype=getattr(torch, number), trust_remote_code=False
+            )
         except Exception as error:
             raise CheckpointError(_cannot("causal language model", model, error)) from error
         return loaded.eval().to(place)

@@ -30,6 +30,7 @@ _ENDING = """\
 `steca COMMAND --help` explains one. Stages are done once: a command on a run's folder resumes where it stopped.
 Exit codes: 0 done, 1 a defect of ours, 2 settings, 3 data or environment, 4 agent or training, 5 storage,
 6 waits for people's decisions, 130 interrupted.
+Settings of a run that somebody sent may name code of steca_gym only; --trust PACKAGE allows more.
 """
 
 
@@ -64,6 +65,10 @@ def _dispatch(args: list[str]) -> int:
         return 0
     from steca_gym.cli.options import expand_home, find_user_modules
 
+    if any(a == "--trust" or a.startswith("--trust=") for a in own) or os.environ.get("STECA_TRUST"):
+        from steca_gym.runs.trust import take_trust
+
+        own = take_trust(own)
     own = expand_home(own)
     find_user_modules(own)
     return command(name)(own)

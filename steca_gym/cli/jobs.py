@@ -155,7 +155,9 @@ def with_stored(args: Sequence[str]) -> tuple[list[str], list[str], dict[str, An
     for arg in args:
         key, _, value = arg.partition("=")
         if key == "run":
-            record = RunFolder(value).record
+            folder = RunFolder(value)
+            folder.check_trusted()
+            record = folder.record
             stored = list(record.overrides)
             folders = folders or [d for d in record.config_dirs if Path(d).is_dir()]
             # The folder's name is literal: "${" in it is no reference to a setting.

@@ -38,6 +38,7 @@ def main(args: list[str]) -> int:
     if not all(names) or len(set(names)) != len(names) or not all(len(n) <= 80 and n.isprintable() for n in names):
         raise ConfigError(f"as= takes names that differ, separated by commas, got {given['as']!r}; e.g. as=anna,ben")
     run = RunFolder(paths[0])
+    run.check_trusted()
     path = run.path / "buffer.sqlite"
     if not path.exists() or not _has_calibrations(run):
         raise DataError(

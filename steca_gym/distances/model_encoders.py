@@ -122,9 +122,9 @@ class _TransformersEncoder:
             model, tokenizer = self._source, self._tokenizer_source
             try:
                 if isinstance(tokenizer, (str, Path)):
-                    tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
+                    tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
                 if isinstance(model, (str, Path)):
-                    model = AutoModel.from_pretrained(str(model)).to(self.device).eval()
+                    model = AutoModel.from_pretrained(str(model), trust_remote_code=False).to(self.device).eval()
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise CheckpointError(

@@ -110,6 +110,12 @@ class RunFolder:
         with CalibrationBuffer(file, read_only=True) as opened:
             yield opened
 
+    def check_trusted(self) -> None:
+        """Raise ConfigError where the settings name code and were not written by this user; see ``runs.trust``."""
+        from steca_gym.runs.trust import check_trusted
+
+        check_trusted(self.path, read_raw(self.path))
+
     def stage_folder(self, stage: str) -> Path:
         """The folder of the model that a stage trained; raises DataError where the stage has none."""
         found = self.record.stages.get(stage)
@@ -151,8 +157,8 @@ def find_runs(root: Path) -> list[RunFolder]:
     return [RunFolder(file.parent) for file in sorted(root.glob(f"**/{RECORD}"))]
 
 
-def read_record(folder: Path) -> RunRecord:
-    """Read ``run.json``; raises DataError with what is wrong and what to do."""
+def read_raw(folder: Path) -> dict[str, Any]:
+    """``run.json`` as it stands; raises DataError with what is wrong and what to do."""
     path = folder / RECORD
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -168,6 +174,12 @@ def read_record(folder: Path) -> RunRecord:
             f"{str(folder)!r} holds a run of another version of steca-gym ({held}), which this one does not read; "
             "choose another folder, or export it with that version"
         )
+    return raw
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read ``run.json``; raises DataError with what is wrong and what to do."""
+    raw, path = read_raw(folder), folder / RECORD
     try:
         return RunRecord(
             version=str(raw["version"]),

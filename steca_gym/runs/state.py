@@ -13,7 +13,8 @@ from typing import IO, Any
 
 from steca_gym.errors import ConfigError, DataError, StecaError, StorageError
 from steca_gym.files import write_atomically
-from steca_gym.runs.folder import FORMAT, RECORD, RunFolder, RunRecord, StageRecord, read_record
+from steca_gym.runs.folder import FORMAT, RECORD, RunFolder, RunRecord, StageRecord, read_raw, read_record
+from steca_gym.runs.trust import check_trusted, seal
 from steca_gym.settings import plain
 
 SHARED = ".stages"
@@ -37,6 +38,8 @@ class RunState:
             self._hold()
             if not (folder / RECORD).exists():
                 self._write({"format": FORMAT, **plain(blank), "stages": {}, "evaluations": {}, "unfinished": {}})
+            else:
+                check_trusted(folder, read_raw(folder))  # before it is sealed as this user's own
         except (OSError, ValueError) as error:  # ValueError: a name that no file system takes
             self.release()
             raise StorageError(
@@ -95,7 +98,7 @@ class RunState:
         self.update(stages={k: v for k, v in self.record.stages.items() if k not in names})
 
     def _write(self, raw: Mapping[str, Any]) -> None:
-        write_atomically(self.folder / RECORD, json.dumps(raw, indent=1))
+        write_atomically(self.folder / RECORD, json.dumps({**raw, "seal": seal(raw)}, indent=1))
 
 
 class SharedStages:

@@ -74,7 +74,7 @@ def _load_tokenizer(folder: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and more for unusable folders
         raise _unusable(folder, error) from error
 
@@ -84,7 +84,9 @@ def _load_weights(folder: str | Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, output_loading_info=True)  # pyright: ignore[reportGeneralTypeIssues]
+        loaded, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            str(folder), dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
     except Exception as error:
         raise _unusable(folder, error) from error
     missing = sorted(info["missing_keys"])

@@ -195,7 +195,9 @@ class PolicyGradient:
             self._check_state(state, folder)
             optimizer = torch.load(folder / "optimizer.pt", map_location=self._model.device, weights_only=True)
             with quiet_transformers():
-                loaded = AutoModelForCausalLM.from_pretrained(str(folder), dtype=self._model.dtype)
+                loaded = AutoModelForCausalLM.from_pretrained(
+                    str(folder), dtype=self._model.dtype, trust_remote_code=False
+                )
             self._model.load_state_dict(loaded.state_dict())
             self._optimizer.load_state_dict(optimizer)
         except CheckpointError:
