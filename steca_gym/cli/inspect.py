@@ -1,4 +1,4 @@
-"""`steca inspect RUN... [show=TRAJECTORY] [--plain]`: runs, trajectories and calibrations in the terminal.
+"""`steca inspect RUN... [--plain]`: runs, trajectories and calibrations in the terminal.
 
   steca inspect runs/mine                    browse: a list, and one trajectory replayed step by step
   steca inspect runs/mine --plain            the run, and a line for each trajectory, as text; so it is in a pipe

@@ -1,4 +1,4 @@
-"""`steca report RUN... [to=FILE] [form=...] [prices=FILE]`: one HTML file that shows what happened in the runs.
+"""`steca report RUN... [to=FILE]`: one HTML file that shows what happened in the runs.
 
   steca report runs/mine                      writes runs/mine/report.html
   steca report runs to=sweep.html             all runs below a folder, side by side, aggregated over seeds

@@ -1,4 +1,4 @@
-"""`steca table PATH... [by=KEY] [format=text|markdown|csv]`: any set of runs in one table, aggregated over seeds.
+"""`steca table PATH... [by=KEY] [format=...]`: any set of runs in one table, aggregated over seeds.
 
   steca table runs                             all runs below a folder, also while a sweep runs
   steca table runs by=agent.train.learning_rate
