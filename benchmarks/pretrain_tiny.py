@@ -68,7 +68,7 @@ def tokenizer(folder: Path, *, remake: bool) -> Any:
     if remake or not (folder / "tokenizer.json").exists():
         corpus = list(tokenizer_corpus())
         made = make_tokenizer(
-            (text for _, text in corpus), vocab_size=VOCAB_SIZE, model_max_length=MAX_POSITION, split_digits=True
+            (text for _, text in corpus), vocab_size=VOCAB_SIZE, model_max_length=16 * 1024, split_digits=True
         )
         folder.mkdir(parents=True, exist_ok=True)
         made.save_pretrained(folder)
