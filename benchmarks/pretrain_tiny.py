@@ -39,7 +39,7 @@ from _machine import machine_line  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "agents" / "weights" / "tiny"
-MAX_POSITION = 4096
+MAX_POSITION = 16 * 1024
 SIZES = {"num_layers": 3, "hidden_size": 256, "num_heads": 4, "intermediate_size": 512, "rope_theta": 500_000.0}
 VOCAB_SIZE = 3072
 
@@ -68,7 +68,7 @@ def tokenizer(folder: Path, *, remake: bool) -> Any:
     if remake or not (folder / "tokenizer.json").exists():
         corpus = list(tokenizer_corpus())
         made = make_tokenizer(
-            (text for _, text in corpus), vocab_size=VOCAB_SIZE, model_max_length=16 * 1024, split_digits=True
+            (text for _, text in corpus), vocab_size=VOCAB_SIZE, model_max_length=MAX_POSITION, split_digits=True
         )
         folder.mkdir(parents=True, exist_ok=True)
         made.save_pretrained(folder)
@@ -158,7 +158,7 @@ def new_model(encoder: Any, seed: int) -> LlamaForCausalLM:
             num_hidden_layers=SIZES["num_layers"],
             num_attention_heads=SIZES["num_heads"],
             num_key_value_heads=SIZES["num_heads"],
-            max_position_embeddings=16 * 1024,
+            max_position_embeddings=MAX_POSITION,
             rope_parameters={"rope_type": "default", "rope_theta": SIZES["rope_theta"]},
             initializer_range=0.02,
             tie_word_embeddings=True,
