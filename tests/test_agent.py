@@ -67,6 +67,8 @@ WRONG = [
     (Turn(text="x", token_ids=(1, -1)), "token_ids must be a tuple"),
     (Turn(text="x", token_ids=(1.0,)), "token_ids must be a tuple"),  # type: ignore[arg-type]
     (Turn(text="x", num_sampled_tokens="5"), "num_sampled_tokens must be a whole number"),  # type: ignore[arg-type]
+    (Turn(text="x", num_sampled_tokens=10**400), "num_sampled_tokens must be a whole number from 0 to"),
+    (Turn(text="x", num_sampled_tokens=10**5000), "num_sampled_tokens must be a whole number from 0 to"),
     (Turn(text="x", num_prompt_tokens_read=-1), "num_prompt_tokens_read must be a whole number"),
     (Turn(text="x", token_ids=(1,), log_probs="x"), "log_probs must be a tuple"),  # type: ignore[arg-type]
     (Turn(text="x", token_ids=(1,), log_probs=(float("nan"),)), "log_probs must be a tuple"),

@@ -340,3 +340,19 @@ def test_a_date_in_a_format_that_is_a_variable_stands_still() -> None:
 def test_templates_that_would_give_other_ids_are_refused(template: str, match: str) -> None:
     with pytest.raises(CheckpointError, match=match):
         ChatCodec(tiny_tokenizer(template))
+
+
+DROPS_EMPTY = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['content'] | trim %}")
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n"])
+def test_templates_that_drop_empty_messages_are_refused_where_one_is_empty(empty: str) -> None:
+    assert DROPS_EMPTY != CHATML
+    codec, plain = ChatCodec(tiny_tokenizer(DROPS_EMPTY)), ChatCodec(tiny_tokenizer(CHATML))
+    full = [Message("user", "Go."), Message("assistant", "Action: go"), Message("user", "You are there.")]
+    assert codec.encode(full, for_generation=True) == plain.encode(full, for_generation=True)
+    for index in range(3):
+        talk = [*full[:index], Message(full[index].role, empty), *full[index + 1 :]]
+        with pytest.raises(CheckpointError, match="where a message is empty only"):
+            codec.encode(talk, for_generation=True)
+        plain.encode(talk, for_generation=True)

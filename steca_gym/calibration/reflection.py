@@ -181,6 +181,10 @@ def cut_words(text: str, max_words: int) -> str:
     return short[: ends[-1]] if ends and 2 * ends[-1] >= len(short) else short
 
 
+# Tags around a thought, which some models copy from other prompts.
+_TAGS = re.compile(r"</?(?:thought|reflection|answer|thinking|response)>", re.IGNORECASE)
+
+
 def clean_reflection(text: str, turn_format: TurnFormat | None = None) -> str:
     """A model's answer as one thought: without reasoning, labels and action, cut at MAX_REFLECTION_WORDS.
 
@@ -192,6 +196,7 @@ def clean_reflection(text: str, turn_format: TurnFormat | None = None) -> str:
     thought = parsed.thought
     if parsed.action is None:  # no turn, but perhaps a bare thought; not a turn of another format
         thought = "" if parsed.hint and thought in ("", answer) else thought or answer
+    thought = _TAGS.sub(" ", thought)
     return cut_words(" ".join(thought.split()).strip("\"'` "), MAX_REFLECTION_WORDS)
 
 

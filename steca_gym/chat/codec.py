@@ -76,6 +76,8 @@ class ChatCodec:
         )
         self._controls = self._controls.with_framing(framing, tokenizer)
         template.find_thoughts()
+        self._empty_problem = ""
+        """why conversations with an empty message are refused; empty: they are not"""
         self._check()
 
     @property
@@ -120,6 +122,8 @@ class ChatCodec:
     def _encode_turns(
         self, messages: Sequence[Message], start: int, for_generation: bool
     ) -> tuple[list[int], list[tuple[int, int]]]:
+        if self._empty_problem and not all(m.content.strip() for m in messages):
+            raise CheckpointError(self._empty_problem)
         if start and messages[start - 1].role != "assistant":
             raise ConfigError(
                 f"start must stand after an assistant's message, got {start} after {messages[start - 1].role!r}"
@@ -317,6 +321,14 @@ class ChatCodec:
             self._compare(talk)
             if num_turns:
                 self._compare(talk[:-1])
+        try:
+            self._compare([talk[0], Message("assistant", ""), Message("user", ""), talk[1], talk[2]])
+            self._compare([Message("user", " "), talk[1]])
+        except CheckpointError as error:
+            self._empty_problem = (
+                f"{error}; this happens where a message is empty only: let the world say something in each observation, and "
+                "fill the prompt's messages"
+            )
         if self._template.shows_thoughtless_turns:
             thinking = Message("assistant", f"<think>\nWhich way?\n</think>\n\n{turn}")
             self._compare([talk[0], thinking, talk[2]])

@@ -71,6 +71,7 @@ def test_a_models_answer_is_reduced_to_one_thought() -> None:
     assert clean_reflection('Thought: "I was\nwrong."\nAction: go') == "I was wrong."
     assert clean_reflection("  I was wrong.  ") == "I was wrong."
     assert clean_reflection("") == ""
+    assert clean_reflection("<reflection>I was wrong.</reflection>") == "I was wrong."
     assert len(clean_reflection("word " * 500).split()) == MAX_REFLECTION_WORDS
 
 
