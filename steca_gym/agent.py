@@ -239,7 +239,9 @@ def check_turn(turn: object, agent: str) -> Turn:
     for name in ("num_prompt_tokens_read", "num_prompt_tokens_reused", "num_sampled_tokens"):
         count: Any = getattr(turn, name)
         if type(count) is not int or not 0 <= count < 2**53:
-            raise AgentError(f"agent {agent!r}: Turn.{name} must be a whole number from 0 to 2**53, got {_shown(count)}")
+            raise AgentError(
+                f"agent {agent!r}: Turn.{name} must be a whole number from 0 to 2**53, got {_shown(count)}"
+            )
     known: Any = turn.log_probs
     if known is not None:
         number = type(known) is tuple and all(type(x) is float and -math.inf < x <= 1e-3 for x in known)

@@ -326,8 +326,8 @@ class ChatCodec:
             self._compare([Message("user", " "), talk[1]])
         except CheckpointError as error:
             self._empty_problem = (
-                f"{error}; this happens where a message is empty only: let the world say something in each observation, and "
-                "fill the prompt's messages"
+                f"{error}; this happens where a message is empty only: let the world say something in each "
+                "observation, and fill the prompt's messages"
             )
         if self._template.shows_thoughtless_turns:
             thinking = Message("assistant", f"<think>\nWhich way?\n</think>\n\n{turn}")
