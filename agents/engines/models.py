@@ -49,15 +49,18 @@ def load_model(model: str | Path, dtype: str, device: str | None) -> tuple[Any, 
     import torch
     from transformers import AutoModelForCausalLM
 
+    from steca_gym.training.quiet import quiet_transformers
+
     check_dtype(dtype)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def read(number: str) -> Any:
         # Always from the files: ``model.to(bfloat16)`` would round the rotary frequencies too, which must stay float32.
         try:
-            loaded = AutoModelForCausalLM.from_pretrained(
-                str(model), dtype=getattr(torch, number), trust_remote_code=False
-            )
+            with quiet_transformers():
+                loaded = AutoModelForCausalLM.from_pretrained(
+                    str(model), dtype=getattr(torch, number), trust_remote_code=False
+                )
         except Exception as error:
             raise CheckpointError(_cannot("causal language model", model, error)) from error
         return loaded.eval().to(place)

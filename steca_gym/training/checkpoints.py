@@ -83,10 +83,13 @@ def _load_weights(folder: str | Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from steca_gym.training.quiet import quiet_transformers
+
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            str(folder), dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
+        with quiet_transformers():
+            loaded, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                str(folder), dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            )
     except Exception as error:
         raise _unusable(folder, error) from error
     missing = sorted(info["missing_keys"])
