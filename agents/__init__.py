@@ -6,6 +6,7 @@ agents.register("expert", "steca_gym.agents.scripted:ExpertAgent")
 agents.register("searching", "steca_gym.agents.searching:SearchingAgent")
 agents.register("random", "steca_gym.agents.scripted:RandomAgent")
 agents.register("replay", "steca_gym.agents.scripted:ReplayAgent")
+agents.register("imported", "steca_gym.agents.scripted:ImportedAgent")
 agents.register("transformers", "steca_gym.agents.transformers:TransformersAgent")
 agents.register("openai", "steca_gym.agents.openai:OpenAIAgent")
 

@@ -155,3 +155,22 @@ class ReplayAgent(_AtOnce):
             num_sampled_tokens=0 if ids is None else len(ids),
             truncated=step.truncated,
         )
+
+
+class ImportedAgent(ReplayAgent):
+    """Demonstrates what `steca import` wrote: ``expert=imported expert.path=FILE``.
+
+    A run plays exactly these recordings, under their own seeds, in place of asking an expert for each training task.
+    """
+
+    name = "imported"
+
+    def __init__(self, path: str | Path) -> None:
+        """Read the recordings; raises DataError."""
+        if not Path(path).is_file():
+            raise DataError(f"no demonstrations at {str(path)!r}; `steca import FILE env=... to=...` writes them")
+        self.recorded: tuple[Trajectory, ...] = tuple(read_jsonl(Path(path)))
+        """in the order of the file"""
+        if not self.recorded:
+            raise DataError(f"{str(path)!r} holds no demonstrations; `steca import` writes them")
+        super().__init__(self.recorded)

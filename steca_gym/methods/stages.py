@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import sys
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,8 +108,23 @@ class Demonstrations(Stage):
             won = [played] if played.won else []
             context.buffer.add_trajectories(won, kind="expert", done=(self.name, [played.task_id]))
 
-        todo = [context.request(t) for t in task_ids if t not in done]
-        context.play(context.expert(), todo, keep, self.name)
+        expert = context.expert()
+        recorded: Sequence[Trajectory] | None = getattr(expert, "recorded", None)
+        if recorded is None:
+            todo = [context.request(t) for t in task_ids if t not in done]
+        else:  # what there is, under its own seeds
+            known = set(context.task_ids(env.train_split, sys.maxsize))
+            brought = {t.task_id: t for t in recorded if t.task_id in known}
+            task_ids = [t for t in brought][: env.num_train_tasks]
+            todo = [
+                dataclasses.replace(
+                    context.request(t), seed=brought[t].seed, script=brought[t].steps, max_agent_turns=0
+                )
+                for t in task_ids
+                if t not in done
+            ]
+            context.say(f"  {len(task_ids)} of {len(recorded)} imported demonstrations, split {env.train_split!r}")
+        context.play(expert, todo, keep, self.name)
         record["num_won"] = len(demonstrations(context))
         record["num_lost"] = len(task_ids) - record["num_won"]
         record["num_broken"] = len(broken)
