@@ -39,7 +39,7 @@ class RunState:
             if not (folder / RECORD).exists():
                 self._write({"format": FORMAT, **plain(blank), "stages": {}, "evaluations": {}, "unfinished": {}})
             else:
-                check_trusted(folder, read_raw(folder))  # before it is sealed as this user's own
+                self._check_trusted()  # before it is sealed as this user's own
         except (OSError, ValueError) as error:  # ValueError: a name that no file system takes
             self.release()
             raise StorageError(
@@ -49,6 +49,13 @@ class RunState:
         except StecaError:
             self.release()
             raise
+
+    def _check_trusted(self) -> None:
+        try:
+            raw = read_raw(self.folder)
+        except DataError as error:
+            raise StorageError(str(error)) from error
+        check_trusted(self.folder, raw)
 
     def _hold(self) -> None:
         file = (self.folder / "run.lock").open("a+", encoding="utf-8")

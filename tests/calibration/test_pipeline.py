@@ -108,7 +108,7 @@ def test_a_detour_that_fails_is_spliced_executed_and_reflected_on() -> None:
     agent = slipping("detour", 3, helpless=True)
     result = calibrate(collect(agent), experts(1), make_env=make_corridor)
     (calibration,) = result.accepted
-    assert calibration.repaired and "went on" in calibration.reason
+    assert calibration.repaired and "continued" in calibration.reason
     steps = calibration.trajectory.steps
     assert [s.source for s in steps[:5]] == ["expert"] * 3 + ["deviation", "reflection"]
     assert [s.trainable for s in steps] == [False] * 4 + [True] * (len(steps) - 4)

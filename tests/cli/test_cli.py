@@ -23,6 +23,7 @@ SMALL = [
     "++agent.engine.kv_cache_gib=0.1",
     # Enough that the model says something: an agent that never does ends a run.
     "agent.warm_up.num_epochs=4",
+    "agent.warm_up.learning_rate=2.0e-3",
     "agent.warm_up.per_device_batch_size=2",
     "exploration.num_experts=6",
     "agent.train.max_steps=2",
