@@ -215,29 +215,31 @@ class TaskIndex:
     """Finds a task by the text with which it begins.
 
     Args:
-        env: its tasks are begun once each.
+        env: its tasks are begun once each, as far as it is needed to find what is asked for.
         split: of the tasks.
     """
 
     def __init__(self, env: TextEnv, split: str) -> None:
-        """Begin every task of the split."""
+        """Begin no task yet."""
         self.ids = list(env.task_ids(split))
+        self._env = env
+        self._num_read = 0
         self._by_end: dict[str, list[tuple[str, str]]] = {}
-        for task_id in self.ids:
-            text = _squeezed(env.reset(options={"task_id": task_id})[0])
-            self._by_end.setdefault(text[-60:], []).append((text, task_id))
 
     def find(self, messages: Sequence[tuple[Role, str]]) -> tuple[str, int] | None:
         """(task, index of the message that shows it), the last such message; None where none does."""
-        for index in range(len(messages) - 1, -1, -1):
-            role, text = messages[index]
-            if role == "assistant":
-                continue
-            squeezed = _squeezed(text)
-            for text_of_task, task_id in self._by_end.get(squeezed[-60:], ()):
-                if squeezed.endswith(text_of_task):
-                    return task_id, index
-        return None
+        shown = [(i, _squeezed(text)) for i, (role, text) in enumerate(messages) if role != "assistant"]
+        while True:
+            for index, squeezed in reversed(shown):
+                for text_of_task, task_id in self._by_end.get(squeezed[-60:], ()):
+                    if squeezed.endswith(text_of_task):
+                        return task_id, index
+            if self._num_read == len(self.ids):
+                return None
+            for task_id in self.ids[self._num_read : self._num_read + 100]:
+                text = _squeezed(self._env.reset(options={"task_id": task_id})[0])
+                self._by_end.setdefault(text[-60:], []).append((text, task_id))
+                self._num_read += 1
 
 
 def import_recordings(
@@ -256,7 +258,6 @@ def import_recordings(
     assert isinstance(bare, TextEnv)
     index = TaskIndex(bare, split) if any(not r.task_id for r in recordings) else None
     known = set(bare.task_ids(split)) if index is None else set(index.ids)
-    env.close()
     found: list[Imported | None] = [None] * len(recordings)
     requests, recorded = [], {}
     for number, r in enumerate(recordings):
@@ -280,6 +281,7 @@ def import_recordings(
             script = tuple(Step(thought=t, action=a, observation="", source="expert") for t, a in turns)
             recorded[number] = answers
             requests.append(EpisodeRequest(task_id=task_id, seed=r.seed, script=script, max_agent_turns=0, tag=number))
+    env.close()
     nobody: Agent = _Nobody()
     with Collector(make_env, nobody, num_envs=num_envs) as collector:
         for episode in collector.run(requests):

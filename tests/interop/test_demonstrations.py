@@ -92,6 +92,7 @@ def test_thoughts_that_stand_alone_are_joined_to_the_next_action(tmp_path, demos
     assert [s.thought for s in found.trajectory.steps] == [s.thought for s in t.steps]
 
 
+@pytest.mark.slow  # looks through all tasks for one that is not there
 def test_what_parts_is_said_with_its_step(tmp_path, demos):
     t = demos[0]
     wrong = as_messages(t)
