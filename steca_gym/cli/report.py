@@ -14,6 +14,7 @@ can be reported.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 from steca_gym.cli.options import read_options
 from steca_gym.errors import ConfigError, DataError
@@ -38,7 +39,7 @@ def main(args: list[str]) -> int:
     if given["prices"]:
         if not hasattr(report, "prices"):
             raise ConfigError(f"form={given['form']!r} shows no money; leave prices= out, or take form=html")
-        report.prices = read_prices(Path(given["prices"]))
+        cast(Any, report).prices = read_prices(Path(given["prices"]))
     page = report.render(runs)
     target = Path(given["to"] or Path(paths[0]) / f"report{page.suffix}")
     if target.is_dir():
