@@ -56,7 +56,7 @@ class Correction:
 
 def splice(deviation: Deviation, reflection: Reflection | None = None) -> tuple[Step, ...]:
     """The script ``e_{1:t-1}, a_hat_t, (reflection, a_t), e_{t+1:n}``, trainable after a_hat_t."""
-    steps = deviation.trajectory.steps[: deviation.step + 1] + _as_script(deviation.expert_steps)
+    steps = deviation.trajectory.steps[: deviation.step + 1] + as_script(deviation.expert_steps)
     script = label(steps, deviation.step)
     return script if reflection is None else with_reflection(script, deviation.step + 1, reflection)
 
@@ -88,7 +88,8 @@ def with_reflection(steps: Sequence[Step], index: int, reflection: Reflection) -
     return (*steps[:index], corrected, *steps[index + 1 :])
 
 
-def _as_script(steps: Sequence[Step]) -> tuple[Step, ...]:
+def as_script(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Steps to be played again."""
     # What a world said elsewhere means nothing here: it is filled in by the execution.
     return tuple(replace(s, observation="", score=0.0, valid=True, parsed=True) for s in steps)
 
@@ -160,7 +161,7 @@ def _correct_by_expert(
     if repair is not None:
         found = repair(deviation.after)
     if found.steps:
-        repairing = replace(request, script=_as_script(found.steps))
+        repairing = replace(request, script=as_script(found.steps))
         episode = (yield from play_all([repairing], priority=3.0, retries=retries))[0]
         counts += cost([episode]) + Counts(num_env_steps=len(found.steps))
         mended = _finish(deviation, episode, found.steps[0].thought)

@@ -48,6 +48,16 @@ RENAMED = {
 }
 
 
+def composed_env(overrides: Sequence[str], folders: Sequence[str] = ()) -> dict[str, Any]:
+    """The ``env`` group of the composed configuration as plain data, for commands that need a world only."""
+    from omegaconf import OmegaConf
+
+    explain_overrides([*overrides, *(f"--config-dir={d}" for d in folders)])
+    env = OmegaConf.to_container(compose(overrides, folders).env, resolve=True)
+    assert isinstance(env, dict)
+    return {str(key): value for key, value in env.items()}
+
+
 def compose(overrides: Sequence[str], folders: Sequence[str] = ()) -> DictConfig:
     """Compose the packaged configuration without Hydra's command line."""
     from hydra import compose as hydra_compose

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from steca_gym.cli.composing import compose, explain_overrides
 from steca_gym.cli.jobs import with_stored
-from steca_gym.cli.options import config_dirs, expand_home, find_user_modules, without_config_dirs
+from steca_gym.cli.options import without_config_dirs
 from steca_gym.errors import ConfigError
 
 _OWN = {"form": "text", "price": "", "num_tasks": "", "model": ""}
@@ -37,7 +37,7 @@ def main(args: list[str]) -> int:
 
     own = dict(_OWN)
     kept: list[str] = []
-    for arg in expand_home(args):
+    for arg in args:
         key, equals, value = arg.partition("=")
         if equals and key in own:
             own[key] = value
@@ -47,19 +47,14 @@ def main(args: list[str]) -> int:
     if own["form"] not in ("text", "json"):
         raise ConfigError(f"form must be text or json, got {own['form']!r}")
     price = _number("price", own["price"]) if own["price"] else None
-    probes = DiagnosisSettings()
     model = Path(own["model"]) if own["model"] else None
     if model is not None:
         kept = [*([] if any(a.startswith("agent=") for a in kept) else ["agent=transformers"]), *kept]
         kept.append(f"++agent.model={model}")
+    kept, folders, _ = with_stored(kept)
     if run is not None:
-        kept, stored_dirs, _ = with_stored(kept)
-        folders = [*stored_dirs, *config_dirs(kept)]
         model = model or RunFolder(run).model()
-    else:
-        folders = config_dirs(kept)
     overrides = without_config_dirs(kept)
-    find_user_modules([x for d in folders for x in ("--config-dir", d)])
     explain_overrides([*overrides, *(f"--config-dir={d}" for d in folders)])
     config, _ = read_config(compose(overrides, folders))
     if config.agent.trainable and model is None:
@@ -75,7 +70,7 @@ def main(args: list[str]) -> int:
     context = RunContext(config, Path(run) if run else Path(config.runs_root) / "diagnosis")
     ids = context.task_ids(config.env.train_split, config.env.num_train_tasks)
     probes = DiagnosisSettings(
-        num_tasks=int(_number("num_tasks", own["num_tasks"])) if own["num_tasks"] else probes.num_tasks,
+        num_tasks=int(_number("num_tasks", own["num_tasks"])) if own["num_tasks"] else DiagnosisSettings().num_tasks,
         max_new_tokens=config.agent.max_new_tokens,
         seed=config.seed,
     )

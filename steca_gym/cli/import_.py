@@ -16,15 +16,13 @@ import functools
 import sys
 from pathlib import Path
 
-from steca_gym.cli.composing import compose, explain_overrides
+from steca_gym.cli.composing import composed_env
 from steca_gym.cli.options import config_dirs, without_config_dirs
 from steca_gym.errors import ConfigError, DataError
 
 
 def main(args: list[str]) -> int:
     """Run the command; 3 where nothing replays."""
-    from omegaconf import OmegaConf
-
     from steca_gym.interop.demonstrations import import_recordings, read_recordings
     from steca_gym.runs.context import make_env
     from steca_gym.trajectory import write_jsonl
@@ -48,9 +46,7 @@ def main(args: list[str]) -> int:
             "import takes files, a world and where to write, e.g. `steca import demos.json env=household "
             "to=demos.jsonl`"
         )
-    explain_overrides([*overrides, *(f"--config-dir={d}" for d in folders)])
-    env = OmegaConf.to_container(compose(overrides, folders).env, resolve=True)
-    assert isinstance(env, dict)
+    env = composed_env(overrides, folders)
     split = own["split"] or env["train_split"]
     recordings = [r for file in files for r in read_recordings(file)]
     if not recordings:

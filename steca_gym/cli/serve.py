@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import sys
 
-from steca_gym.cli.composing import compose, explain_overrides
+from steca_gym.cli.composing import composed_env
 from steca_gym.cli.options import config_dirs, without_config_dirs
 from steca_gym.errors import ConfigError, UnknownNameError
 from steca_gym.registry import explain_unknown
@@ -28,8 +28,6 @@ _OPTIONS = {"--port": "8000", "--host": "127.0.0.1", "--max-sessions": "256"}
 
 def main(args: list[str]) -> int:
     """Run the command."""
-    from omegaconf import OmegaConf
-
     from steca_gym.interop.openenv import OpenEnvServer
     from steca_gym.runs.context import make_env
 
@@ -39,9 +37,7 @@ def main(args: list[str]) -> int:
     overrides = [o for o in overrides if not o.startswith("split=")]
     if not any(o.startswith("env=") for o in overrides):
         raise ConfigError("serve needs a world, e.g. `steca serve env=household`; see `steca serve --help`")
-    explain_overrides([*overrides, *(f"--config-dir={d}" for d in folders)])
-    env = OmegaConf.to_container(compose(overrides, folders).env, resolve=True)
-    assert isinstance(env, dict)
+    env = composed_env(overrides, folders)
     make = functools.partial(make_env, env["id"], env["kwargs"], split or env["train_split"])
     make().close()  # a world that cannot be made is told now, not to the first client
     server = OpenEnvServer(

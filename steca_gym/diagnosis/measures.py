@@ -17,6 +17,7 @@ import numpy as np
 
 from steca_gym.agent import GREEDY, Agent, Prompt, Sampling
 from steca_gym.calibration import CalibrationSettings, ExpertResult, calibrate
+from steca_gym.calibration.exploration import normal_action
 from steca_gym.calibration.repair import bare_env
 from steca_gym.collectors import Collector
 from steca_gym.collectors.episodes import Episode, EpisodeRequest, Fork
@@ -286,14 +287,10 @@ def _left(
     for episodes in (greedy, own):
         for episode, demo in zip(episodes, demos, strict=True):
             pairs = zip(episode.trajectory.actions, demo.trajectory.actions, strict=False)
-            at = next((t for t, (a, b) in enumerate(pairs) if _normal(a) != _normal(b)), None)
+            at = next((t for t, (a, b) in enumerate(pairs) if normal_action(a) != normal_action(b)), None)
             if at is not None:
                 found.append((episode, demo, at))
     return found
-
-
-def _normal(action: str) -> str:
-    return " ".join(action.casefold().split())
 
 
 class _Probe:
@@ -413,7 +410,7 @@ def _searching(
                 env.restore(fork.snapshot)
                 verb = t.steps[index].action.split(" ", 1)[0]
                 offered = [a for a in env.admissible_actions() or () if a.split(" ", 1)[0] == verb]
-                others = [a for a in offered if _normal(a) != _normal(t.steps[index].action)]
+                others = [a for a in offered if normal_action(a) != normal_action(t.steps[index].action)]
                 if len(others) >= 3:
                     expert_hits.append(_sees(soon, wanted))
                     for action in rng.sample(others, min(s.num_alternatives, len(others))):

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal
 
 from steca_gym.agent import Agent
@@ -77,13 +78,13 @@ class Diagnosis:
         for r in self.reasons:
             found += [f"  because {r.found}", f"  change: {r.change}"]
         found += [f"  note: {line}" for line in self.remarks]
-        at = Counter(min(4, 5 * t // max(1, int(_median(m.expert_steps)))) for t in m.left_at)
+        at = Counter(min(4, 5 * t // max(1, int(median(m.expert_steps)))) for t in m.left_at)
         where = ", ".join(f"{at.get(i, 0)}" for i in range(5))
         correlation = "not defined (one is constant)" if m.rank_correlation is None else f"{m.rank_correlation:.2f}"
         found += [
             "",
             f"demonstrations       won {m.expert_won}; {min(m.expert_steps)} to {max(m.expert_steps)} steps, median "
-            f"{_median(m.expert_steps):.0f}",
+            f"{median(m.expert_steps):.0f}",
             f"chance               repeated to the letter {m.repeatable}; won under other seeds "
             f"{m.holds_under_other_seeds}",
             f"the agent            wins {m.agent_won}; leaves the demonstration {m.left_path}; then recovers by itself "
@@ -169,7 +170,7 @@ def judge_measures(m: Measures) -> tuple[Suited, list[Reason], list[str]]:
     """The verdict, what it is because of, and remarks."""
     reasons: list[Reason] = []
     remarks: list[str] = []
-    steps = _median(m.expert_steps)
+    steps = median(m.expert_steps)
     if steps < MIN_STEPS:
         reasons.append(
             Reason(
@@ -297,11 +298,6 @@ def forecast(
         money=None if price is None else tuple(t * price / 1e6 for t in tokens),  # type: ignore[arg-type]
         calibrations_per_1000_rollouts=1000 * sum(row[0] for row in rows) / rollouts if rollouts else 0.0,
     )
-
-
-def _median(values: Sequence[int]) -> float:
-    ordered = sorted(values)
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 def _span(found: tuple[float, float, float], form: str = ",.0f") -> str:

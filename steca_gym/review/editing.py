@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from steca_gym.agent import Agent, Prompt
 from steca_gym.calibration import Calibration
-from steca_gym.calibration.correction import label, with_reflection
+from steca_gym.calibration.correction import as_script, label, with_reflection
 from steca_gym.calibration.records import Reflection
 from steca_gym.calibration.repair import make_repairer
 from steca_gym.collectors import Collector
@@ -87,17 +87,17 @@ class Editor:
 
     def _executed(self, calibration: Calibration, at: int, action: str) -> Calibration:
         old = calibration.trajectory
-        history = tuple(_as_script(s) for s in old.steps[:at])
-        new = _as_script(replace(old.steps[at], action=action, thought="", text="", token_ids=None))
+        history = as_script(old.steps[:at])
+        new = as_script([replace(old.steps[at], action=action, thought="", text="", token_ids=None)])
         after = () if calibration.kind == "fatal" else old.steps[at + 1 :]
-        tried = self._play(old, (*history, new, *map(_as_script, after)))
+        tried = self._play(old, (*history, *new, *as_script(after)))
         self._check_start(old, tried, at)
         step = tried.trajectory.steps[at]
         if not step.valid:
             raise DataError(f"the world did not understand {action!r}: {step.observation[:200]!r}")
         repaired = not tried.trajectory.won or not all(s.valid for s in tried.trajectory.steps[at:])
         if repaired:
-            tried = self._continued(old, (*history, new))
+            tried = self._continued(old, (*history, *new))
         if calibration.kind == "fatal":
             played = tried.trajectory
             steps = (*old.steps[:at], replace(played.steps[at], source="reflection", trainable=True))
@@ -146,11 +146,7 @@ class Editor:
                 close()
         if not found.steps:
             raise DataError(f"the edited action does not lead to a win: {found.reason}")
-        done = self._play(old, (*script, *map(_as_script, found.steps)))
+        done = self._play(old, (*script, *as_script(found.steps)))
         if not done.trajectory.won:
             raise DataError("the edited action was executed, an expert continued, and the task was not solved")
         return done
-
-
-def _as_script(step: Step) -> Step:
-    return replace(step, observation="", score=0.0, valid=True, parsed=True)

@@ -129,7 +129,8 @@ MESSAGES = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None)
 @given(MESSAGES, MESSAGES, st.text(st.characters(codec=None), max_size=5))
 def test_any_message_is_an_outcome_or_one_line(first: Any, second: Any, action: str) -> None:
     made = world(json.dumps(first), json.dumps(second))

@@ -206,19 +206,20 @@ class TrainOnCalibrations(TrainOnTrajectories):
         """Calibrations that a person refused stay out, edited ones count as edited; raises ReviewError to wait."""
         standings = context.buffer.standings()
         config = context.config.review
-        earlier_results = [self._of_round(i).results(context) for i in range(self.round_index + 1)]
-        self._wait_for_people(context, [r for results in earlier_results for r in results])
+        rounds = [self._of_round(i) for i in range(self.round_index + 1)]
+        found = [stage.results(context) for stage in rounds]
+        self._wait_for_people(context, [r for results in found for r in results], standings)
         encoder = context.encoder()
         distance = action_distance(encoder)
         samples: list[WeightedTrajectory] = []
-        for index, results in enumerate(earlier_results):
+        for stage, results in zip(rounds, found, strict=True):
             samples += weighted_samples(
                 effective_results(results, standings),
-                self._of_round(index).explored_along(context),
+                stage.explored_along(context),
                 self.weights,
                 distance=distance,
                 encoder=encoder.name,
-                on_threshold=lambda found: context.say(f"  {found.line()}"),
+                on_threshold=lambda threshold: context.say(f"  {threshold.line()}"),
                 approved=lambda c: standing_of(c.calibration_id, c.status, standings, config) != "waiting",
             )
         replayed = subsample(context.config.seed, demonstrations(context), self.num_replayed)
@@ -240,8 +241,10 @@ class TrainOnCalibrations(TrainOnTrajectories):
             explore_from=self.calibrate.explore_from,  # pyright: ignore[reportArgumentType]
         )
 
-    def _wait_for_people(self, context: Context, results: Sequence[ExpertResult]) -> None:
-        ids, needed = waiting(results, context.buffer.standings(), context.config.review)
+    def _wait_for_people(
+        self, context: Context, results: Sequence[ExpertResult], standings: Mapping[str, Standing]
+    ) -> None:
+        ids, needed = waiting(results, standings, context.config.review)
         if not ids:
             return
         mode = context.config.review.mode
