@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -85,13 +86,19 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
+    from steca_gym.sweeps import JobOutcome, failure_lines, register, take_outcomes
+
+    register()
+    take_outcomes()
     codes: list[int] = []
 
     @hydra.main(version_base="1.3", config_path="pkg://steca_gym.conf", config_name="config")
-    def main(cfg: DictConfig) -> None:
+    def main(cfg: DictConfig) -> JobOutcome:
+        # A sweep's jobs may run elsewhere: what became of one is what it returns.
         from steca_gym.cli import storage_errors
         from steca_gym.runs import Runner
 
+        code, line, value = 0, "", math.nan
         # A failing job of a sweep must not take its siblings along, and Hydra would print a stack for it.
         try:
             with open_dict(cfg):
@@ -101,15 +108,18 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
                 storage_errors(),
                 Runner.open(cfg, overrides=task_overrides(), config_dirs=folders) as runner,
             ):
-                show(runner, job(runner))
+                report = job(runner)
+                show(runner, report)
+                value = _objective(report)
                 runner.context.console.print(f"run: {runner.folder}", markup=False, highlight=False, soft_wrap=True)
-            codes.append(0)
         except errors.StecaError as error:
-            print(f"steca: {' '.join(str(error).split())}", file=sys.stderr)
-            codes.append(exit_code(error))
+            code, line = exit_code(error), " ".join(str(error).split())
         except OmegaConfBaseException as error:
-            print(f"steca: a setting does not resolve: {' '.join(str(error).split())}", file=sys.stderr)
-            codes.append(2)
+            code, line = 2, f"a setting does not resolve: {' '.join(str(error).split())}"
+        if code:
+            print(f"steca: {line}", file=sys.stderr)
+        codes.append(code)
+        return JobOutcome(value, code, line)
 
     hydra_args = [a for a in args if not a.startswith("--config-dir=")]
     hydra_args = own_objects(without_config_dirs(hydra_args))
@@ -130,7 +140,23 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
         sys.argv = old
-    return max(codes, default=0)
+    outcomes = take_outcomes()
+    for line in failure_lines(outcomes):
+        print(f"steca: {line}" if not line.startswith(" ") else line, file=sys.stderr)
+    return max([*codes, *(o.code for o in outcomes)], default=0)
+
+
+def _objective(report: EvaluationReport | None) -> float:
+    """What a sweeper that optimizes is told: the figure that it names, else success."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from steca_gym.sweeps.objective import objective_of
+
+    if report is None:
+        return math.nan
+    hydra: Any = HydraConfig.get() if HydraConfig.initialized() else OmegaConf.create()
+    return objective_of(report.as_dict(), str(OmegaConf.select(hydra, "sweeper.objective", default="success")))
 
 
 def show(runner: Runner, report: EvaluationReport | None) -> None:
