@@ -30,6 +30,13 @@ from steca_gym.methods.stages import (
     subsample,
     train_settings,
 )
+from steca_gym.methods.steca.tracked import (
+    CALIBRATION_COLUMNS,
+    TIMELINE_COLUMNS,
+    calibration_rows,
+    timeline_rows,
+    timelines,
+)
 from steca_gym.review.config import ReviewConfig
 from steca_gym.review.policy import effective_results, standing_of, waiting
 from steca_gym.training import TrainSettings
@@ -103,8 +110,11 @@ class Calibrate(Stage):
         with context.collector(agent) as collector, context.progress("calibration", len(chosen)) as on_progress:
 
             def show(done: int, total: int, counts: Counts) -> None:
-                note = f"{counts.num_accepted} accepted, {counts.num_samples} continuations"
-                on_progress(done, f"{note}; {context.ledger.cost.line()}")
+                found = (
+                    f"{counts.num_deviated + counts.num_fatal} deviations, {counts.num_accepted} corrections accepted"
+                )
+                metrics = {k: float(v) for k, v in dataclasses.asdict(counts).items()}
+                on_progress(done, f"{found}, {counts.num_samples} continuations", total, metrics=metrics)
 
             calibrated = calibrate(
                 collector,
@@ -136,7 +146,10 @@ class Calibrate(Stage):
         if calibrated.estimator:
             figures = ", ".join(f"{key} {value:.3g}" for key, value in calibrated.estimator.items())
             context.say(f"  {self.step_rewards.estimator}: {figures}")
-        context.tracker.table(f"{self.name}_table", _COLUMNS, _rows(results))
+        context.tracker.table(f"{self.name}_table", CALIBRATION_COLUMNS, calibration_rows(results))
+        context.tracker.table(f"{self.name}_timelines", TIMELINE_COLUMNS, timeline_rows(results))
+        for name, chart in timelines(results).items():
+            context.tracker.chart(f"{self.name}_timeline/{name}", chart)
 
     def results(self, context: Context) -> list[ExpertResult]:
         """What is stored, ordered by expert trajectory."""
@@ -286,17 +299,6 @@ def cosine(encoder: Encoder) -> Callable[[str, str], float]:
         return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))
 
     return of
-
-
-_COLUMNS = ("task", "step", "deviated action", "expert action", "reflection", "status", "reason")
-
-
-def _rows(results: Sequence[ExpertResult]) -> list[list[Any]]:
-    return [
-        [c.task_id, c.step, c.deviated.action, c.expert_action, c.reflection.text, c.status, c.reason]
-        for r in results
-        for c in r.calibrations
-    ]
 
 
 def _summary(counts: Counts, agreement: PaperAgreement, settings: CalibrationSettings) -> list[str]:
