@@ -19,6 +19,8 @@ _ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
 }
+_VERBOSITY = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
+"""of libraries that, when they are imported in the block, would write warnings to the error stream"""
 _LOGGERS = ("transformers", "datasets", "huggingface_hub", "accelerate", "trl", "peft", "sentence_transformers")
 """libraries whose loggers write to the error stream by themselves"""
 
@@ -44,6 +46,8 @@ def no_progress_bars() -> None:
 def undisturbed(folder: Path) -> Iterator[None]:
     """Inside the block, other libraries' warnings go to ``log.txt`` in the folder; ours and a user's get one line."""
     no_progress_bars()
+    for name in _VERBOSITY:
+        os.environ.setdefault(name, "error")
     handler = logging.FileHandler(folder / LOG, encoding="utf-8", delay=True)
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -62,7 +66,8 @@ def undisturbed(folder: Path) -> Iterator[None]:
 
     root.addHandler(handler)
     for name in _LOGGERS:
-        logging.getLogger(name).handlers[:] = [handler]
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [] if logger.propagate else [handler]
     warnings.formatwarning = formatted
     try:
         yield
@@ -88,4 +93,4 @@ def is_foreign(filename: str) -> bool:
         return False
     if {"site-packages", "dist-packages"} & set(path.parts):
         return True
-    return path.is_relative_to(sysconfig.get_paths()["stdlib"]) or not path.is_absolute()
+    return path.is_relative_to(sysconfig.get_paths()["stdlib"]) or filename.startswith("<frozen")
