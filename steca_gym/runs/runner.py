@@ -231,7 +231,8 @@ class Runner:
         stage, key = planned.stage, planned.key
         record = self.state.record.stages.get(stage.name)
         if record is None:
-            with self.context.shared.holding(stage.name, key):
+            waits = f"{stage.title or stage.name}: another run does it; waiting to take it over"
+            with self.context.shared.holding(stage.name, key, on_wait=lambda: self.context.say(waits)):
                 record = self._adopt(planned) or self._do(planned)
             self.context.shared.publish(stage.name, key, self.folder)
             self.tracked.stage(record, list(self.state.record.stages.values()))

@@ -34,6 +34,7 @@ from steca_gym.methods.steca.tracked import (
     CALIBRATION_COLUMNS,
     TIMELINE_COLUMNS,
     calibration_rows,
+    continuation_success,
     timeline_rows,
     timelines,
 )
@@ -107,7 +108,7 @@ class Calibrate(Stage):
             else:
                 context.buffer.add_result(result, phase=self.name)
 
-        with context.collector(agent) as collector, context.progress("calibration", len(chosen)) as on_progress:
+        with context.collector(agent) as collector, context.progress(self.name, len(chosen)) as on_progress:
 
             def show(done: int, total: int, counts: Counts) -> None:
                 found = (
@@ -138,6 +139,7 @@ class Calibrate(Stage):
         agreement = paper_agreement(results)
         record.update(dataclasses.asdict(counts))
         record["paper_agreement"] = agreement.as_dict()
+        record.update(continuation_success(results))
         record["estimator"] = {"name": self.step_rewards.estimator, **calibrated.estimator}
         context.tracker.log(
             {f"paper_{k}": float(v) for k, v in agreement.as_dict().items() if v is not None}, phase=self.name

@@ -7,6 +7,7 @@ from typing import Any
 
 from steca_gym.calibration import ExpertResult
 from steca_gym.calibration.records import StepVerdict
+from steca_gym.statistics import wilson
 from steca_gym.step_rewards.values import Estimate
 from steca_gym.tracking import Chart
 
@@ -114,6 +115,23 @@ def timelines(results: Sequence[ExpertResult]) -> dict[str, Chart]:
         if len(drawn) == NUM_CHARTS:
             break
     return drawn
+
+
+def continuation_success(results: Sequence[ExpertResult]) -> dict[str, float]:
+    """How often the agent reaches the goal from the states of the demonstrations, with a 95 % interval.
+
+    Of every Monte Carlo continuation from such a state; comparable between rounds that explore along the same
+    trajectories. Empty where none was sampled.
+    """
+    outcomes = [o for r in results for v in r.verdicts if v.expert_reward for o in v.expert_reward.outcomes]
+    if not outcomes:
+        return {}
+    low, high = wilson(sum(outcomes), len(outcomes))
+    return {
+        "continuation_success": sum(outcomes) / len(outcomes),
+        "continuation_success_low": low,
+        "continuation_success_high": high,
+    }
 
 
 def _mean(estimate: Estimate | None) -> float | None:
