@@ -216,6 +216,15 @@ class View:
             self.console.print(line, style=style or None, highlight=False, soft_wrap=True, markup=False)
 
     @contextlib.contextmanager
+    def working(self, title: str) -> Iterator[Callable[[str], None]]:
+        """Show what is being done where its end is not known; the yielded function takes each part's name."""
+        if self.mode == "live":
+            with self.console.status(escape_markup(title)) as status:
+                yield lambda part: status.update(f"{escape_markup(title)}: {escape_markup(part)}")
+        else:
+            yield lambda part: self.say(f"{title}: {part}")
+
+    @contextlib.contextmanager
     def progress(
         self, title: str, total: int | None, ledger: Ledger, *, on_share: Callable[[Meter], None] | None = None
     ) -> Iterator[OnProgress]:

@@ -5,6 +5,7 @@ What a run folder is in W&B:
 - its id is kept in ``wandb-run.json``, so that a resumed run and ``steca evaluate run=PATH`` continue in it. Offline,
   each command leaves a folder of its own with that id, and ``wandb sync`` joins them. W&B's own step never goes back:
   steps are reserved in blocks, and the next command begins behind the last block.
+- a W&B server that is not reached at the start leaves an offline run, and the line that uploads it later.
 - under ``wandb agent`` the agent's id, project and entity hold.
 - each phase has its own axis (``warm_up/step``); W&B's step only counts rows.
 - settings are stored without secrets, and the command line, which may hold one, is not stored.
@@ -20,6 +21,7 @@ import secrets
 import shlex
 import sqlite3
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,8 @@ KEPT = "wandb-run.json"
 
 _STEPS_RESERVED = 1000
 """rows between two writes of the first free step"""
+_LOGIN_TIMEOUT_S = 10.0
+"""time for a person in a terminal to answer W&B's question for an account; `wandb login` answers it for good"""
 _MODES = ("offline", "online", "disabled")
 _MAX_CHARS = 128
 """of a group, a job type, or a run's name"""
@@ -131,29 +135,44 @@ class WandbTracker:
         if same and not by_agent:  # a run does not move: W&B would begin another one under the same id
             project, entity = kept.get("project", project), kept.get("entity", entity)
         method = settings.get("method", {})
-        self._run: Any = wandb.init(
-            project=None if by_agent else project,
-            entity=None if by_agent else entity,
-            id=None if by_agent else run_id,
-            resume="allow",
-            reinit="create_new",
-            mode=mode,  # type: ignore[arg-type]
-            dir=str(folder),
-            name=run_name or folder.resolve().name[:_MAX_CHARS],
-            group=group or sweep or None,
-            job_type=job_type or str(method.get("name") or method.get("_target_") or "run")[:_MAX_CHARS],
-            tags=list(tags) or None,
-            notes=notes,
-            config=without_secrets(settings),
-            allow_val_change=True,
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                init_timeout=timeout_s,
-                finish_timeout=timeout_s,
-                x_disable_meta=True,  # it holds the command line
-            ),
-        )
+        wandb.setup(wandb.Settings(silent=True))
+
+        def begin() -> Any:
+            return wandb.init(
+                project=None if by_agent else project,
+                entity=None if by_agent else entity,
+                id=None if by_agent else run_id,
+                resume="allow",
+                reinit="create_new",
+                mode=self._mode,  # type: ignore[arg-type]
+                dir=str(folder),
+                name=run_name or folder.resolve().name[:_MAX_CHARS],
+                group=group or sweep or None,
+                job_type=job_type or str(method.get("name") or method.get("_target_") or "run")[:_MAX_CHARS],
+                tags=list(tags) or None,
+                notes=notes,
+                config=without_secrets(settings),
+                allow_val_change=True,
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    login_timeout=min(timeout_s, _LOGIN_TIMEOUT_S),
+                    init_timeout=timeout_s,
+                    finish_timeout=timeout_s,
+                    x_disable_meta=True,  # it holds the command line
+                ),
+            )
+
+        try:
+            self._run = begin()
+        except Exception as error:
+            if mode != "online":
+                raise
+            self._mode = "offline"
+            why = " ".join(str(error).split())
+            warnings.warn(f"W&B is not reached, so the run is logged offline: {why}", stacklevel=2)
+            self.abandon()  # W&B's service still holds the run that it could not begin
+            self._run = begin()
         self._kept = {"id": run_id, "project": project, "entity": entity}
         self._next = max(int(kept.get("next_step", 0)) if same else 0, int(self._run.step or 0))
         self._reserved = self._next

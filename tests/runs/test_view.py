@@ -111,6 +111,17 @@ def test_quiet_shows_nothing_but_results() -> None:
     assert text.getvalue() == "the table\n"
 
 
+def test_work_without_a_known_end_names_its_parts() -> None:
+    view, text = plain(Clock())
+    with view.working("checking x") as on_part:
+        on_part("snapshots[0]")
+    assert text.getvalue() == "checking x: snapshots[0]\n"
+    view, text = plain(Clock(), "quiet")
+    with view.working("checking x") as on_part:
+        on_part("snapshots")
+    assert text.getvalue() == ""
+
+
 def test_markup_in_texts_from_outside_is_shown_as_it_is() -> None:
     view, text = plain(Clock())
     view.say("[bold]x[/INST]", style="dim")

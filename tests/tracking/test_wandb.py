@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -116,6 +117,12 @@ def test_a_run_is_one_wandb_run_that_holds_what_was_logged(tmp_path: Path, capsy
     assert runs[0]["tags"] == ["first", "corridor"] and "run_group" not in runs[0]
     assert runs[0]["config"]["update"]["env"]["id"].endswith("Corridor-v0")
     assert f"wandb sync {folder}/wandb/offline-run-*-{kept['id']}*" in told
+
+    # The printed command is one, and finds both parts.
+    sync = next(line for line in told.splitlines() if line.startswith("wandb sync"))
+    command_line = sync.replace("wandb sync", f"{sys.executable} -m wandb sync --dry-run")
+    dry = subprocess.run(["sh", "-c", command_line], capture_output=True, text=True, check=True)
+    assert dry.stderr.count(f"run-{kept['id']}.wandb") == 2
 
     # W&B's step never goes back, also across the parts: rows of the second would be dropped.
     steps = [row["_step"] for part in (first, second) for row in rows(part)]
@@ -352,3 +359,32 @@ def test_a_chart_and_a_table_with_gaps_and_mixed_types(tmp_path: Path) -> None:
     first, second = rows(records)
     assert table(tmp_path, first, "t")["data"] == [[1, None], ["x", 2.5], [None, "ü"]]
     assert table(tmp_path, second, "c_table")["data"] == [[0, "one", 0.5], [0, "two", 1.0], [3, "two", 0.0]]
+
+
+def test_an_online_run_without_an_account_is_logged_offline(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="W&B is not reached, so the run is logged offline: No API key"):
+        tracker = make_tracker({"name": "wandb", "project": "p", "mode": "online"}, folder=tmp_path, settings={})
+    assert tracker.opening_lines() == []
+    tracker.log({"loss": 1.0}, phase="train", step=1)
+    tracker.finish()
+    (records,) = parts(tmp_path)
+    assert rows(records) == [{"_step": 0, "train/loss": 1.0, "train/step": 1}]
+    assert tracker.closing_lines()[0].startswith("wandb sync ")
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_delays_a_run_by_the_timeout_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed:  # bound and never listening: connections are refused
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        wandb.teardown()
+        settings = {"name": "wandb", "project": "p", "mode": "online", "timeout_s": 2}
+        with pytest.warns(UserWarning, match="W&B is not reached, so the run is logged offline"):
+            tracker = make_tracker(settings, folder=tmp_path, settings={})
+        tracker.log({"loss": 1.0}, phase="train", step=1)
+        tracker.finish()
+    wandb.teardown()
+    assert rows(parts(tmp_path)[-1]) == [{"_step": 0, "train/loss": 1.0, "train/step": 1}]
