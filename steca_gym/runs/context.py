@@ -378,6 +378,8 @@ class RunContext:
                 on_progress(int(metrics["step"]), f"loss {metrics['loss']:.3f}", int(metrics["max_steps"]))
 
             report = make_trainer(settings).fit(model, data, output_dir, prompt=self.prompt, on_log=on_log)
+            # A short training ends before anything is logged.
+            on_progress(report.num_steps, f"loss {report.last_loss:.3f}", report.num_steps)
         speed = f"{report.num_tokens:,} tokens, {report.tokens_per_second:,.0f} tokens/s"
         self.say(f"  {report.num_steps} steps on {report.num_samples} samples, {speed}, {report.precision}")
         if measured:

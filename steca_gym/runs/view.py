@@ -278,6 +278,7 @@ class View:
     @contextlib.contextmanager
     def _live(self, meter: Meter) -> Iterator[Callable[[], None]]:
         """A bar with the time left, and a line of details below it; gone when the work is done."""
+        from rich.padding import Padding
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
         from rich.progress import TimeElapsedColumn as Elapsed
         from rich.text import Text
@@ -286,7 +287,7 @@ class View:
             def get_renderables(self) -> Iterator[Any]:
                 yield self.make_tasks_table(self.tasks)
                 if details := meter.details():
-                    yield Text(f"    {details}", style="dim", no_wrap=True, overflow="ellipsis")
+                    yield Padding(Text(details, style="dim"), (0, 0, 0, 4))
 
         def left() -> str:
             seconds = meter.seconds_left()

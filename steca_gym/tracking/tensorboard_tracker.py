@@ -45,7 +45,7 @@ class TensorBoardTracker:
         self._writers: dict[str, Any] = {}
 
     def _add(self, summary: Any, step: int = 0, run: str = "") -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         writer = self._writers.get(run)

@@ -18,6 +18,7 @@ from steca_gym.cli import main
 from steca_gym.collectors import Ledger
 from steca_gym.errors import ConfigError
 from steca_gym.runs.view import Meter, Mode, View, counting, duration, view_mode
+from tests.runs.test_runner import TINY
 
 ROOT = Path(__file__).parents[2]
 CONF = ["--config-dir", str(ROOT / "tests" / "conf")]
@@ -199,3 +200,34 @@ def test_a_terminal_has_a_live_view_and_leaves_only_what_stays(tmp_path: Path) -
     assert re.search(r"demonstrations .* 8/8 100%", text) and "8 of 8 won (100%)" in text
     assert "demonstrations: 8 of 8" not in text  # the plain line is for logs
     assert b"\x1b[2K" in seen or b"\x1b[1A" in seen  # the bar was taken away again
+
+
+@pytest.mark.slow
+def test_a_log_file_shows_every_stage_and_nothing_of_other_libraries(tmp_path: Path) -> None:
+    """A whole run of a real command whose error stream is a file: two trainings, a calibration, an evaluation."""
+    pytest.importorskip("torch", reason="the llm extra is not installed: the log of a training is NOT tested")
+    log = tmp_path / "log"
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("CI", "STECA_VIEW", "TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
+    }
+    small = [*TINY, "agent.warm_up.precision=fp32", "agent.train.precision=fp32", "agent.warm_up.max_steps=4"]
+    small += ["agent.warm_up.num_epochs=null", "env.num_train_tasks=4", "env.num_eval_tasks=2"]
+    command = [sys.executable, "-m", "steca_gym.cli", "run", *CONF, *small, f"run_dir={tmp_path / 'run'}"]
+    with log.open("w") as file:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, env=env, cwd=ROOT, check=False, text=True)
+    text = log.read_text(encoding="utf-8")
+    assert done.returncode == 0, text
+    for line in (
+        r"  demonstrations: 4 of 4, 4 of 4 won \(100%\), \d+ environment steps",
+        r"  training warm_up: 4 of 4, loss [\d.]+, \d+ s",
+        r"  4 steps on 4 samples, [\d,]+ tokens, [\d,]+ tokens/s, fp32",
+        r"  calibration: 4 of 4, \d+ deviations, \d+ accepted, \d+ continuations, [\d,]+ tokens/s",
+        r"  training train: 3 of 3, loss [\d.]+",
+        r"  games: 2 of 2, \d of 2 won \(\d+%\), [\d,]+ tokens/s, [\d,]+ tokens sampled",
+    ):
+        assert re.search(f"^{line}", text, re.MULTILINE), (line, text)
+    for foreign in ("Loading weights", "it/s", "Warning", "\r", "\x1b"):
+        assert foreign not in text, foreign
+    assert done.stdout == ""

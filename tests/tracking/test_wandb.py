@@ -184,6 +184,7 @@ def test_no_secret_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at
                 assert secret not in file.read_bytes(), file
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_behind_its_last_row(tmp_path: Path) -> None:
     code = """
 import os, sys
@@ -251,6 +252,7 @@ def test_a_run_that_fails_is_failed_in_wandb(tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_runs_of_a_sweep_are_a_group_and_their_methods_the_job_types(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,6 +265,7 @@ def test_runs_of_a_sweep_are_a_group_and_their_methods_the_job_types(
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_under_an_agent_the_agents_run_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [*CONF, "env=corridor", "agent=expert", "method=none", "logger=wandb", f"run_dir={tmp_path / 'run'}"]
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep123")
@@ -315,6 +318,7 @@ def service_pid() -> int:
     raise AssertionError("W&B's service is not running")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc: a frozen W&B service is NOT tested")
 def test_a_frozen_service_is_given_up_and_the_next_run_has_one_of_its_own(tmp_path: Path) -> None:
     from steca_gym.tracking.wandb_tracker import WandbTracker

@@ -111,9 +111,7 @@ class Calibrate(Stage):
         with context.collector(agent) as collector, context.progress(self.name, len(chosen)) as on_progress:
 
             def show(done: int, total: int, counts: Counts) -> None:
-                found = (
-                    f"{counts.num_deviated + counts.num_fatal} deviations, {counts.num_accepted} corrections accepted"
-                )
+                found = f"{counts.num_deviated + counts.num_fatal} deviations, {counts.num_accepted} accepted"
                 metrics = {k: float(v) for k, v in dataclasses.asdict(counts).items()}
                 on_progress(done, f"{found}, {counts.num_samples} continuations", total, metrics=metrics)
 
