@@ -20,6 +20,8 @@ import yaml
 
 from steca_gym.cli import main
 from steca_gym.cli.composing import explain_overrides
+from steca_gym.reports.data import report_data
+from steca_gym.runs import RunFolder
 from steca_gym.tracking import Artifact, Chart, SafeTracker, make_tracker
 
 wandb = pytest.importorskip("wandb", reason="the wandb extra is not installed: nothing of W&B is tested")
@@ -150,6 +152,11 @@ def test_a_run_is_one_wandb_run_that_holds_what_was_logged(tmp_path: Path, capsy
         assert held["columns"] == of_line[-1]["columns"] and held["data"] == of_line[-1]["rows"], name
     calibrations = [e for e in jsonl(folder) if e.get("name") == "calibration_table"][0]
     assert all(row[calibrations["columns"].index("reflection")] for row in calibrations["rows"] if row[5] == "accepted")
+    # Each links to its place in the report that `steca report` writes.
+    links = [row[calibrations["columns"].index("in the report")].partition("#/t/") for row in calibrations["rows"]]
+    assert {page for page, _, _ in links} == {(folder / "report.html").as_uri()}
+    shown = {row["id"] for row in report_data([RunFolder(folder)]).rows}
+    assert {place.rpartition("/")[0] for _, _, place in links} <= shown
 
     # Charts of step values along an episode, with the points of the table.
     charts = [e for e in jsonl(folder) if e["event"] == "chart"]

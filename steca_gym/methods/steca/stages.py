@@ -146,7 +146,9 @@ class Calibrate(Stage):
         if calibrated.estimator:
             figures = ", ".join(f"{key} {value:.3g}" for key, value in calibrated.estimator.items())
             context.say(f"  {self.step_rewards.estimator}: {figures}")
-        context.tracker.table(f"{self.name}_table", CALIBRATION_COLUMNS, calibration_rows(results))
+        context.tracker.table(
+            f"{self.name}_table", CALIBRATION_COLUMNS, calibration_rows(results, folder=context.folder, stage=self.name)
+        )
         context.tracker.table(f"{self.name}_timelines", TIMELINE_COLUMNS, timeline_rows(results))
         for name, chart in timelines(results).items():
             context.tracker.chart(f"{self.name}_timeline/{name}", chart)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from steca_gym.calibration import ExpertResult
 from steca_gym.calibration.records import StepVerdict
@@ -29,8 +31,9 @@ CALIBRATION_COLUMNS = (
     "reflection by",
     "calibration id",
     "expert trajectory id",
+    "in the report",
 )
-"""the ids are those that `steca trace`, `steca review` and the report take"""
+"""the ids are those of `steca trace` and `steca review`; the link is one into the run's ``report.html``"""
 
 TIMELINE_COLUMNS = (
     "task",
@@ -49,8 +52,15 @@ TIMELINE_COLUMNS = (
 )
 
 
-def calibration_rows(results: Sequence[ExpertResult]) -> list[list[Any]]:
-    """A row for each calibration, accepted or refused."""
+def calibration_rows(results: Sequence[ExpertResult], *, folder: Path, stage: str) -> list[list[Any]]:
+    """A row for each calibration, accepted or refused.
+
+    Args:
+        results: of the stage.
+        folder: the run's folder, where `steca report` writes its page.
+        stage: the stage's name.
+    """
+    page = (folder / "report.html").resolve().as_uri()
     rows: list[list[Any]] = []
     for result in results:
         for c in result.calibrations:
@@ -71,6 +81,7 @@ def calibration_rows(results: Sequence[ExpertResult]) -> list[list[Any]]:
                     c.reflection.source,
                     c.calibration_id,
                     c.expert_id,
+                    f"{page}#/t/0-{quote(result.expert_id)}-{quote(stage)}/{c.step + 1}",
                 ]
             )
     return rows
