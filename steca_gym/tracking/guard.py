@@ -17,6 +17,9 @@ class TrackerHangs(Exception):
     """A call did not return in time."""
 
 
+_Call = tuple[Callable[[], object], threading.Event, list[BaseException]]
+
+
 class _Worker:
     """Makes calls in a thread of its own, one after the other, so that the caller can stop waiting.
 
@@ -25,14 +28,12 @@ class _Worker:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._calls: queue.SimpleQueue[tuple[Callable[[], object], threading.Event, list[BaseException]]] = (
-            queue.SimpleQueue()
-        )
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="tracker", daemon=True).start()
 
     def _serve(self) -> None:
-        while True:
-            call, done, raised = self._calls.get()
+        while (waiting := self._calls.get()) is not None:
+            call, done, raised = waiting
             try:
                 call()
             except BaseException as error:  # also SystemExit: it ends the thread only, and the caller must know
@@ -48,6 +49,10 @@ class _Worker:
             raise TrackerHangs(f"no answer in {self._timeout_s:.0f} s")
         if raised:
             raise raised[0]
+
+    def close(self) -> None:
+        """End the thread, once the call under way has returned."""
+        self._calls.put(None)
 
 
 class SafeTracker:
@@ -104,6 +109,7 @@ class SafeTracker:
     def _give_up(self) -> None:
         """Never call it again; what its library left running must not keep the process from ending."""
         self._inner = None
+        self._close_worker()
         if self._abandon is not None:
             with contextlib.suppress(Exception):
                 self._abandon()
@@ -141,6 +147,12 @@ class SafeTracker:
         """See Tracker; further calls do nothing."""
         self._call("finish")
         self._finished, self._inner = self._inner, None
+        self._close_worker()
+
+    def _close_worker(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
 
     def opening_lines(self) -> list[str]:
         """See Tracker; nothing where it failed to start."""

@@ -98,6 +98,7 @@ def test_calls_reach_a_guarded_tracker_in_order_and_its_errors_come_back() -> No
         tracker.log({}, phase=str(index))
     tracker.finish()
     assert collected.phases == [*map(str, range(50)), "finished"]
+    assert tracker._worker is None  # its thread ends with it
     with pytest.raises(ConfigError, match="nothing of that kind"):
 
         def refuse() -> Tracker:
