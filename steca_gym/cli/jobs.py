@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 Job = Callable[["Runner"], "EvaluationReport | None"]
 
+_MULTIRUN = ("-m", "--multirun")
+_SWEPT = re.compile(r"^[^\[{(]*,|^(choice|range|interval|glob)\(")
+"""a value that names several: ``a,b``, ``range(3)``; not ``[a,b]``"""
 _PASSIVE = ("--hydra-help", "--cfg", "-c", "--info", "--resolve", "--package", "-p")
 
 
@@ -96,7 +100,6 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
     def main(cfg: DictConfig) -> JobOutcome:
         # A sweep's jobs may run elsewhere: what became of one is what it returns.
         from steca_gym.cli import storage_errors
-        from steca_gym.runs import Runner
 
         code, line, value = 0, "", math.nan
         # A failing job of a sweep must not take its siblings along, and Hydra would print a stack for it.
@@ -106,7 +109,7 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
                     OmegaConf.update(cfg, key, value, force_add=True)
             with (
                 storage_errors(),
-                Runner.open(cfg, overrides=task_overrides(), config_dirs=folders) as runner,
+                opened(cfg, overrides=task_overrides(), config_dirs=folders, sweep=sweep_name(args)) as runner,
             ):
                 report = job(runner)
                 show(runner, report)
@@ -157,6 +160,37 @@ def _objective(report: EvaluationReport | None) -> float:
         return math.nan
     hydra: Any = HydraConfig.get() if HydraConfig.initialized() else OmegaConf.create()
     return objective_of(report.as_dict(), str(OmegaConf.select(hydra, "sweeper.objective", default="success")))
+
+
+@contextlib.contextmanager
+def opened(
+    cfg: DictConfig, *, overrides: Sequence[str], config_dirs: Sequence[str], sweep: str = ""
+) -> Iterator[Runner]:
+    """A runner for a composed configuration, with other libraries' bars and warnings kept out of its view."""
+    from steca_gym.runs import Runner
+    from steca_gym.runs.quiet import undisturbed
+
+    with (
+        Runner.open(cfg, overrides=overrides, config_dirs=config_dirs, sweep=sweep) as runner,
+        undisturbed(runner.folder),
+    ):
+        yield runner
+
+
+def sweep_name(args: Sequence[str]) -> str:
+    """A name for the sweep that the arguments start, equal whenever they are: a killed sweep continues under it.
+
+    Empty for a single run. The name says what is swept: ``sweep-method-seed-1a2b3c``.
+    """
+    from steca_gym.settings import digest
+
+    given = set(without_config_dirs(args))
+    if not given & set(_MULTIRUN):
+        return ""
+    # Where the jobs run does not make another sweep of it.
+    overrides = sorted(a for a in given - set(_MULTIRUN) if not a.startswith("hydra"))
+    swept = [key.rpartition(".")[2] for key, _, value in (o.partition("=") for o in overrides) if _SWEPT.search(value)]
+    return "-".join(["sweep", *swept, digest(overrides)[:6]])[:100]
 
 
 def show(runner: Runner, report: EvaluationReport | None) -> None:
