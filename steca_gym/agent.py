@@ -28,6 +28,7 @@ __all__ = [
     "Message",
     "Need",
     "ParsedTurn",
+    "PlayerLeft",
     "Prompt",
     "Role",
     "Sampling",
@@ -40,6 +41,7 @@ __all__ = [
     "explain_unread",
     "find_turn_format",
     "is_clairvoyant",
+    "is_interactive",
     "parse_turn",
     "render_turn",
 ]
@@ -215,6 +217,20 @@ class StreamingAgent(Agent, Protocol):
     def poll(self) -> list[tuple[str, Turn | Exception]]:
         """Work until at least one turn is ready; empty only when nothing is in progress."""
         ...
+
+
+class PlayerLeft(KeyboardInterrupt):
+    """Raised by an interactive agent whose person ends the game; what does not handle it ends as after Ctrl-C."""
+
+    def __init__(self, reason: str, *, interrupted: bool = False) -> None:
+        """Keep the reason, and whether it was Ctrl-C."""
+        super().__init__(reason)
+        self.interrupted = interrupted
+
+
+def is_interactive(agent: object) -> bool:
+    """Whether an agent reads from the terminal, so that nothing else may draw there: its attribute of that name."""
+    return bool(getattr(agent, "is_interactive", False))
 
 
 def is_clairvoyant(agent: object) -> bool:

@@ -79,9 +79,10 @@ class Demonstrations(Stage):
     name = "demonstrations"
 
     def depends_on(self, config: RunConfig) -> Mapping[str, Any]:
-        """The seed, the environment without its evaluation, and the expert."""
-        env = config.env
+        """The seed, the environment without its evaluation, the expert, and how its turns are written."""
+        env, written = config.env, config.agent.turn_format
         return {
+            **({} if written == "react" else {"turn_format": written}),
             "seed": config.seed,
             "env": {
                 "id": env.id,
@@ -356,9 +357,7 @@ class TrainOnPairs(TrainingStage):
         return report, [p.chosen for p in pairs]
 
 
-def record_samples(
-    context: Context, folder: Path, samples: Sequence[WeightedTrajectory], *, base: Path | None
-) -> None:
+def record_samples(context: Context, folder: Path, samples: Sequence[WeightedTrajectory], *, base: Path | None) -> None:
     """Leave beside a model's weights which samples trained it; of preference pairs, the preferred sides."""
     from steca_gym.files import storage_errors
 

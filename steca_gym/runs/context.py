@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steca_gym.agent import MAX_TURN_CHARS, Agent, Prompt, Sampling
+from steca_gym.agent import MAX_TURN_CHARS, Agent, Prompt, Sampling, is_interactive
 from steca_gym.env import TextEnv
 from steca_gym.errors import AgentError, ConfigError, DataError, foreign_errors
 from steca_gym.methods.context import OnProgress, RunConfig, SampleT, SettingsT
@@ -94,6 +94,7 @@ class RunContext:
         self.model: Path | None = None
         self.settings = dict(settings) if settings is not None else plain(config)
         self.shared = SharedStages(folder, Path(config.runs_root))
+        self._is_interactive = False  # an agent reads from the terminal: no progress bar draws over it
 
     def prepare(self) -> None:
         """Make the parts that every run uses, so that a value that one of them refuses is found before any work."""
@@ -167,6 +168,9 @@ class RunContext:
         from rich.markup import escape
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+        if self._is_interactive:
+            yield lambda done, note, total=total: None
+            return
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True) as bar:
             task = bar.add_task(escape(title), total=total, note="")
@@ -208,7 +212,7 @@ class RunContext:
 
     def agent(self, model: Path | None) -> Agent:
         """The acting agent around a model folder (None for agents without a model)."""
-        engine = dict(self.config.agent.engine)
+        engine = self._in_turn_format(self.config.agent.engine)
         measured = model is not None and engine.get("dtype") == "auto"
         if measured:
             # Measured again, two stages (or two runs of one sweep) could play in different number types.
@@ -219,6 +223,7 @@ class RunContext:
             agent_names.check_methods(made, str(engine["_target_"]))
         else:
             made = agent_names.make(engine, *args)
+        self._is_interactive = self._is_interactive or is_interactive(made)
         if measured and (dtype := getattr(made, "dtype", None)):
             self.shared.decided("engine-dtype", self.config.agent.engine, decide=dtype)
         if line := getattr(made, "engine_line", ""):
@@ -230,7 +235,7 @@ class RunContext:
 
         Raises ConfigError for an agent whose weights are not in this process.
         """
-        engine = dict(self.config.agent.engine)
+        engine = self._in_turn_format(self.config.agent.engine)
         if "dtype" in engine:
             engine["dtype"] = "float32"  # small updates would be lost in 16 bits
         if "_target_" in engine:
@@ -244,9 +249,23 @@ class RunContext:
             )
         return made
 
+    def _in_turn_format(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """An agent's settings with the run's ``turn_format``, for agents that take one and were not given theirs."""
+        import inspect
+
+        given, name = dict(settings), self.config.agent.turn_format
+        if name == "react" or given.get("turn_format") is not None:
+            return given
+        try:
+            takes = "turn_format" in inspect.signature(agent_names.factory(given)).parameters
+        except (TypeError, ValueError):  # a builtin has no signature
+            return given
+        return {**given, "turn_format": name} if takes else given
+
     def expert(self) -> Agent:
         """Who demonstrates."""
-        made: Agent = agent_names.make(self.config.expert)
+        made: Agent = agent_names.make(self._in_turn_format(self.config.expert))
+        self._is_interactive = self._is_interactive or is_interactive(made)
         return made
 
     def collector(
