@@ -136,7 +136,10 @@ class _Store:
         from steca_gym.trajectory import to_json
 
         if played.won:
-            steps = [dataclasses.replace(s, source="expert", trainable=s.valid and s.parsed) for s in played.steps]
+            steps = [
+                dataclasses.replace(s, source="expert", trainable=s.valid and s.parsed, token_ids=None)
+                for s in played.steps
+            ]
             played = dataclasses.replace(played, steps=tuple(steps))
         path = self.path if played.won else self.others
         with storage_errors("what was played", path):
