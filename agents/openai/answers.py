@@ -98,7 +98,8 @@ def _tokens(
         return None, None, None
     told = choice.get("logprobs")
     entries = told.get("content") if isinstance(told, dict) else None
-    numbers = [e.get("logprob") if isinstance(e, dict) else None for e in entries] if isinstance(entries, list) else []
+    listed: list[Any] = entries if isinstance(entries, list) else []
+    numbers: list[Any] = [entry.get("logprob") if isinstance(entry, dict) else None for entry in listed]
     known = len(numbers) == len(ids) and all(type(x) in (int, float) and -math.inf < x <= 1e-3 for x in numbers)
     log_probs = tuple(float(x) for x in numbers) if known else None
     if truncated:

@@ -146,7 +146,7 @@ class RunContext:
     @cached_property
     def prompt(self) -> Prompt:
         """What stands before every episode."""
-        return self.config.env.prompt.prompt()
+        return self.config.env.prompt.prompt().written_in(self.config.agent.turn_format)
 
     def close(self) -> None:
         """Flush and close what was opened."""
