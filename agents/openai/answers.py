@@ -158,4 +158,6 @@ def advice(raw: bytes) -> str:
     """What to do about a request that a server refused."""
     if b"max_tokens" in raw or b"max_completion_tokens" in raw:
         return "set max_tokens_field (e.g. max_completion_tokens, or empty to leave it out)"
+    if b"tool" in raw:
+        return "let the server call functions (vLLM: --enable-auto-tool-choice), or use turn_format=json"
     return "check model and settings"
