@@ -37,7 +37,9 @@ def run_jobs(command: str, args: Sequence[str], job: Job, *, help_text: str, ext
         help_text: printed above groups and keys by ``--help``.
         extra: keys of the configuration that are set after composing, without Hydra's quoting.
     """
+    args, rules = with_panel(args)
     args, folders, fixed = with_stored(args)
+    fixed.update(rules)
     fixed.update(extra)
     if "--help" in args or "-h" in args:
         overrides = [a for a in without_config_dirs(args) if not a.startswith("-")]
@@ -175,6 +177,27 @@ def with_stored(args: Sequence[str]) -> tuple[list[str], list[str], dict[str, An
         kept += [f"--config-dir={d}" for d in folders]
     find_user_modules(kept)
     return stored + kept, folders, fixed
+
+
+def with_panel(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take ``panel=FILE.json`` out (``panel=NAME`` is a choice of ``conf/panel``).
+
+    Returns:
+        The other arguments, and keys to set after composing: where the file lies, and its rules, unless the command
+        gives them itself.
+    """
+    from steca_gym.evaluation.panel import read_panel
+
+    kept = [a for a in args if not (a.startswith("panel=") and a.endswith(".json"))]
+    files = [a.partition("=")[2] for a in args if a not in kept]
+    if not files:
+        return kept, {}
+    panel = read_panel(Path(files[-1]))
+    given = {a.partition("=")[0].lstrip("+~") for a in kept}
+    extra: dict[str, Any] = {"env.panel": files[-1], "env.eval_split": panel.split}
+    if "run" not in given:
+        extra |= {f"env.kwargs.{key}": value for key, value in panel.rules.items()}
+    return kept, {key: value for key, value in extra.items() if key not in given}
 
 
 def task_overrides() -> list[str]:

@@ -73,6 +73,12 @@ class EnvConfig:
     eval_split: str = "valid_seen"
     num_eval_tasks: int = 140
     """games of an evaluation, >= 1"""
+    held_out_types: tuple[str, ...] = ()
+    """task types that training never plays, and that alone are evaluated; empty: all types everywhere"""
+    panel: str | None = None
+    """file of a panel: the evaluation plays its games, by its rules and with its seed, or is refused"""
+    panel_name: str = ""
+    """label of the evaluation, set by the choices of ``conf/panel``"""
     twins: Literal["refuse", "report"] = "refuse"
     """games that read and are solved like a training task under another id: refused, or counted and reported"""
     num_envs: int | None = None

@@ -185,7 +185,10 @@ class RunContext:
             return make_env(env.id, env.kwargs, split or env.train_split)
 
     def task_ids(self, split: str, limit: int) -> list[str]:
-        """Tasks of a split in an order drawn with the run's seed, at most ``limit``."""
+        """Tasks of a split in an order drawn with the run's seed, at most ``limit``.
+
+        Where ``env.held_out_types`` names types, the split that is evaluated has only these, any other split none.
+        """
         import numpy as np
 
         env = self.make_env(split)
@@ -196,8 +199,29 @@ class RunContext:
                 env.close()
         if not ids:
             raise DataError(f"split {split!r} of {self.config.env.id!r} has no tasks; choose another split")
-        order = np.random.default_rng(self.config.seed).permutation(len(ids))
-        return [ids[i] for i in order[:limit]]
+        order = [ids[i] for i in np.random.default_rng(self.config.seed).permutation(len(ids))]
+        held_out = self.config.env.held_out_types
+        return order[:limit] if not held_out else self._of_types(split, order, limit, held_out)
+
+    def _of_types(self, split: str, task_ids: Sequence[str], limit: int, held_out: Sequence[str]) -> list[str]:
+        """The first tasks of a split that are (evaluation) or are not (all else) of these types; begins each."""
+        wanted = split == self.config.env.eval_split
+        known, found = set(), list[str]()
+        beginning = foreign_errors(f"beginning tasks of {self.config.env.id!r}")
+        with beginning, contextlib.closing(self.make_env(split)) as env:
+            for task_id in task_ids:
+                _, info = env.reset(seed=0, options={"task_id": task_id})
+                known.add(info["task_type"])
+                if (info["task_type"] in held_out) == wanted:
+                    found.append(task_id)
+                if len(found) == limit:
+                    break
+        if not found:
+            raise DataError(
+                f"split {split!r} has no task {'of' if wanted else 'beside'} the types {', '.join(held_out)} of "
+                f"env.held_out_types; its types: {', '.join(sorted(map(repr, known)))}"
+            )
+        return found
 
     def sampling(self, temperature: float) -> Sampling:
         """Sampling settings of the run's agent at a temperature."""

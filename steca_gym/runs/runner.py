@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from steca_gym.collectors.episodes import Episode
     from steca_gym.evaluation import EvaluationReport
+    from steca_gym.evaluation.panel import Panel
 
 EVALUATION = "evaluation"
 
@@ -303,7 +305,7 @@ class Runner:
     def _check_evaluation(self) -> None:
         """Raise early where the evaluation could not be played: a split without tasks, or games that are trained on."""
         env = self.config.env
-        games = self.context.task_ids(env.eval_split, env.num_eval_tasks)
+        games = self._games()
         if not self.plan:
             self.context.task_ids(env.train_split, 1)  # a mistyped name is found here, though nothing is trained
         if self.plan and (self.config.agent.trainable or env.eval_split == env.train_split):
@@ -320,11 +322,52 @@ class Runner:
                 )
                 refuse_twins(twins or (), len(games))
 
+    def _games(self) -> list[str]:
+        """What an evaluation plays, in order: the panel's games, or some of the split."""
+        env = self.config.env
+        if self._panel is not None:
+            return self._panel.task_ids
+        return self.context.task_ids(env.eval_split, env.num_eval_tasks)
+
+    @functools.cached_property
+    def _panel(self) -> Panel | None:
+        """The panel that was asked for; raises ConfigError or DataError where it does not fit this run."""
+        from steca_gym.evaluation.panel import check_panel, read_panel
+
+        if self.config.env.panel is None:
+            return None
+        panel = read_panel(Path(self.config.env.panel))
+        check_panel(panel, self._panel_here(panel.split, panel.task_ids, panel.seed))
+        if panel.split != self.config.env.eval_split:
+            raise ConfigError(
+                f"the panel's games are of split {panel.split!r}, this run evaluates {self.config.env.eval_split!r}; "
+                f"set env.eval_split={panel.split}"
+            )
+        return panel
+
+    def _panel_here(self, split: str, task_ids: Sequence[str], seed: int) -> Panel:
+        from steca_gym.evaluation.panel import make_panel
+
+        env = self.config.env
+        with contextlib.closing(self.context.make_env(split)) as probe:
+            return make_panel(
+                probe,
+                task_ids,
+                env_id=env.id,
+                kwargs=env.kwargs,
+                split=split,
+                prompt=digest(env.prompt),
+                seed=seed,
+                name=env.panel_name,
+            )
+
     def evaluation_settings(self) -> dict[str, Any]:
         """What an evaluation depends on, beyond the stages before it."""
         config, env = self.config, self.config.env
         return {
             "seed": config.seed,
+            **({"panel": self._panel.key} if self._panel is not None else {}),
+            **({"held_out_types": env.held_out_types} if env.held_out_types else {}),
             "env": {"id": env.id, "kwargs": env.kwargs, "prompt": env.prompt, "eval_split": env.eval_split},
             "agent.model": config.agent.model,
             **engine_settings(config),
@@ -345,17 +388,22 @@ class Runner:
         }
         key = digest([games_key, asked])
         file = self.folder / "evaluations" / f"{key}.json"
+        panel_file = file.with_suffix(".panel.json")
         known = self.state.record.evaluations.get(key)
         if known is not None and file.exists():
             report = read_report(file)
         else:
             report = self._evaluate_anew(games_key)
             file.parent.mkdir(exist_ok=True)
+            seed = self.config.seed if self._panel is None else self._panel.seed
+            panel = self._panel or self._panel_here(env.eval_split, [g.task_id for g in report.games], seed)
+            panel.write(panel_file)
             text = json.dumps(report.as_dict(), indent=1)
             write_atomically(file, text)
             entry = {
                 "file": str(file.relative_to(self.folder)),
                 "split": env.eval_split,
+                "panel": {"key": panel.key, "name": panel.name, "file": str(panel_file.relative_to(self.folder))},
                 "twins": self._twins,
                 "depends_on": {**self.evaluation_settings(), **asked},
                 "cost": report.cost.get(EVALUATION, {}),
@@ -363,10 +411,11 @@ class Runner:
             unfinished = {k: v for k, v in self.state.record.unfinished.items() if k != EVALUATION}
             self.state.update(evaluations={**self.state.record.evaluations, key: entry}, unfinished=unfinished)
             self._log_evaluation(report)
-        latest = self.folder / "evaluation.json"
-        text = file.read_text(encoding="utf-8")
-        if not latest.exists() or latest.read_text(encoding="utf-8") != text:
-            write_atomically(latest, text)
+        for latest, kept in (("evaluation.json", file), ("panel.json", panel_file)):
+            if kept.exists():  # evaluations of earlier versions have no panel
+                text = kept.read_text(encoding="utf-8")
+                if not (self.folder / latest).exists() or (self.folder / latest).read_text(encoding="utf-8") != text:
+                    write_atomically(self.folder / latest, text)
         return report
 
     def _evaluate_anew(self, games_key: str) -> EvaluationReport:
@@ -374,9 +423,11 @@ class Runner:
 
         context, env, model = self.context, self.config.env, self.context.model
         split = env.eval_split
-        task_ids = context.task_ids(split, env.num_eval_tasks)
+        task_ids = self._games()
+        seed = self.config.seed if self._panel is None else self._panel.seed
         stored = f"games:{games_key}"
-        with self.accounting(EVALUATION, f"evaluation: {len(task_ids)} games of {split}") as (result, spent):
+        named = f" ({label})" if (label := env.panel_name or (self._panel.name if self._panel else "")) else ""
+        with self.accounting(EVALUATION, f"evaluation: {len(task_ids)} games of {split}{named}") as (result, spent):
             forbidden = context.buffer.used_task_ids() if self.plan else set()
             if model is not None:
                 with contextlib.closing(context.make_env(split)) as probe:
@@ -387,7 +438,7 @@ class Runner:
             # The yardstick's cost is not the agent's.
             with context.ledger.phase("yardstick"), context.collector(context.expert(), split=split) as collector:
                 # The agent's episodes have the same seeds: both play the same game.
-                seeds = {t: evaluation_seed(self.config.seed, t) for t in task_ids}
+                seeds = {t: evaluation_seed(seed, t) for t in task_ids}
                 requests = [dataclasses.replace(context.request(t), seed=seeds[t]) for t in task_ids]
                 experts = [e.trajectory for e in collector.run(requests)]
             self._twins = played_twins(context.buffer.trajectories(kind="expert"), experts) if self.plan else []
@@ -412,7 +463,7 @@ class Runner:
                 report = evaluate(
                     collector,
                     task_ids,
-                    seed=self.config.seed,
+                    seed=seed,
                     expert_trajectories=[e for e in experts if e.won],
                     forbidden_task_ids=forbidden,
                     played=earlier,
