@@ -23,6 +23,7 @@ import dataclasses
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -223,6 +224,7 @@ class _UntilLeft:
                 return self._agent.act(requests)
             except PlayerLeft as left:
                 self.left = left
+                _ignore_signals()  # an impatient second Ctrl-C must not stop the storing
         raise AgentError(str(self.left))
 
     def release(self, episode_ids: Iterable[str]) -> None:
@@ -230,14 +232,21 @@ class _UntilLeft:
         self._agent.release(episode_ids)
 
 
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def _ignore_signals() -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def _signals_as_ctrl_c(wanted: bool) -> Iterator[None]:
     """Let a closed terminal and `kill` end the game as Ctrl-C does, so that what was played is stored."""
     before = {}
-    if wanted:
-        for name in ("SIGHUP", "SIGTERM"):
-            if (number := getattr(signal, name, None)) is not None:
-                before[number] = signal.signal(number, signal.default_int_handler)
+    if wanted and threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, signal.default_int_handler) for number in _SIGNALS}
     try:
         yield
     finally:
