@@ -101,6 +101,7 @@ def test_without_functions_in_the_template_they_are_text_of_the_instruction() ->
     assert bare.startswith("<|im_start|>user\nYou are in room 0.")
 
 
+@pytest.mark.slow
 def test_a_local_model_acts_on_the_same_ids() -> None:
     from steca_gym.agents.transformers import TransformersAgent
 
