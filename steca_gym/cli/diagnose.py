@@ -14,7 +14,6 @@ of `steca run`; docs/diagnosis.md explains each line.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from steca_gym.cli.composing import compose, explain_overrides
@@ -88,7 +87,7 @@ def main(args: list[str]) -> int:
         prompt=context.prompt,
         num_envs=config.collector.num_envs,
         turn_format=config.agent.turn_format,
-        on_progress=lambda what: print(f"  {what}", file=sys.stderr, flush=True),
+        on_progress=lambda what: context.say(f"  {what}"),
     )
     print(json.dumps(found.as_dict(), indent=1) if own["form"] == "json" else "\n".join(found.lines()))
     return 0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from steca_gym.distances import Encoder
     from steca_gym.env import TextEnv
     from steca_gym.step_rewards import Judge
-    from steca_gym.tracking import Tracker
+    from steca_gym.tracking import CompositeTracker
     from steca_gym.training import Trainer, TrainReport, TrainSettings
     from steca_gym.training.settings import OptimizationSettings
     from steca_gym.trajectory import WeightedTrajectory
@@ -185,7 +185,8 @@ Record = dict[str, Any]
 """what a stage reports: plain data for ``run.json``"""
 
 OnProgress = Callable[..., None]
-"""called with how many are done, a note, and optionally a new total"""
+"""called with how many are done; optionally with a note, a new ``total``, ``won`` of ``num_played`` episodes, and
+further ``metrics`` for trackers"""
 
 
 class Context(Protocol):
@@ -215,7 +216,7 @@ class Context(Protocol):
         ...
 
     @property
-    def tracker(self) -> Tracker:
+    def tracker(self) -> CompositeTracker:
         """Where metrics go."""
         ...
 
@@ -228,8 +229,11 @@ class Context(Protocol):
         """Show lines to the user."""
         ...
 
-    def progress(self, title: str, total: int | None) -> AbstractContextManager[OnProgress]:
-        """A progress bar."""
+    def progress(self, title: str, total: int | None, *, tracked: bool = True) -> AbstractContextManager[OnProgress]:
+        """Shows how far a piece of work is, what it costs and how long it will take.
+
+        ``tracked``: the tracker gets the same figures; False for work that logs its own.
+        """
         ...
 
     def task_ids(self, split: str, limit: int) -> list[str]:
@@ -257,7 +261,6 @@ class Context(Protocol):
         agent: Agent,
         *,
         split: str | None = None,
-        on_progress: Callable[[int, str], None] | None = None,
         on_episode: Callable[[Episode], None] | None = None,
     ) -> Collector:
         """A collector over the run's environments and executor."""

@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from steca_gym.collectors.episodes import Episode, EpisodeRequest
     from steca_gym.collectors.ledger import Cost
     from steca_gym.distances import Encoder
+    from steca_gym.runs.view import Meter, View
     from steca_gym.step_rewards import Judge
-    from steca_gym.tracking import Tracker
+    from steca_gym.tracking import CompositeTracker
     from steca_gym.training import Trainer, TrainReport, TrainSettings
     from steca_gym.trajectory import WeightedTrajectory
 
@@ -85,16 +86,19 @@ class RunContext:
         config: the typed configuration.
         folder: the run's folder; the caller has made it.
         settings: the composed configuration as plain data, for trackers; None: that of ``config``.
+        sweep: name of the sweep that the run belongs to, for trackers; empty: none.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, *, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, *, settings: Mapping[str, Any] | None = None, sweep: str = ""
+    ) -> None:
         """Make nothing yet: parts are made at first use."""
         self.config = config
+        self.sweep = sweep
         self.folder = folder
         self.model: Path | None = None
         self.settings = dict(settings) if settings is not None else plain(config)
         self.shared = SharedStages(folder, Path(config.runs_root))
-        self._is_interactive = False  # an agent reads from the terminal: no progress bar draws over it
 
     def prepare(self) -> None:
         """Make the parts that every run uses, so that a value that one of them refuses is found before any work."""
@@ -108,11 +112,16 @@ class RunContext:
     # -- parts ----------------------------------------------------------------------------------------------
 
     @cached_property
-    def console(self) -> Console:
-        """Where progress is shown."""
-        from rich.console import Console
+    def view(self) -> View:
+        """What a person sees."""
+        from steca_gym.runs.view import View
 
-        return Console(stderr=True)
+        return View()
+
+    @property
+    def console(self) -> Console:
+        """Where results are shown, whatever the view is."""
+        return self.view.console
 
     @cached_property
     def buffer(self) -> CalibrationBuffer:
@@ -137,44 +146,49 @@ class RunContext:
         return made
 
     @cached_property
-    def tracker(self) -> Tracker:
+    def tracker(self) -> CompositeTracker:
         """Where metrics go; a failing tracker never stops the run."""
         from steca_gym.tracking import make_tracker
 
-        return make_tracker(self.config.logger, folder=self.folder, settings=self.settings)
+        made = make_tracker(self.config.logger, folder=self.folder, settings=self.settings, sweep=self.sweep)
+        self.say(*made.opening_lines())
+        return made
 
     @cached_property
     def prompt(self) -> Prompt:
         """What stands before every episode."""
         return self.config.env.prompt.prompt().written_in(self.config.agent.turn_format)
 
-    def close(self) -> None:
-        """Flush and close what was opened."""
+    def close(self, failure: BaseException | None = None) -> None:
+        """Flush and close what was opened; ``failure``: what ended the run early, for trackers."""
         # Made at first use: closing must not make what failed to be made.
-        for name, close in (("tracker", "finish"), ("executor", "close"), ("buffer", "close")):
+        if "tracker" in self.__dict__:
+            if failure is not None:
+                self.tracker.failed(" ".join(str(failure).split()) or type(failure).__name__)
+            self.tracker.finish()
+            self.say(*self.tracker.closing_lines())
+        for name in ("executor", "buffer"):
             if name in self.__dict__:
-                getattr(self.__dict__[name], close)()
+                self.__dict__[name].close()
 
     # -- what a person sees ---------------------------------------------------------------------------------
 
     def say(self, *lines: str) -> None:
         """Show lines; texts from outside are shown as they are."""
-        for line in lines:
-            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self.view.say(*lines)
 
     @contextlib.contextmanager
-    def progress(self, title: str, total: int | None) -> Iterator[OnProgress]:
-        """A progress bar; the yielded function takes how many are done, what is going on, and a new total."""
-        from rich.markup import escape
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    def progress(self, title: str, total: int | None, *, tracked: bool = True) -> Iterator[OnProgress]:
+        """Show how far a piece of work is; the yielded function takes what ``runs.view.Meter.update`` takes.
 
-        if self._is_interactive:
-            yield lambda done, note, total=total: None
-            return
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True) as bar:
-            task = bar.add_task(escape(title), total=total, note="")
-            yield lambda done, note, total=total: bar.update(task, completed=done, note=escape(note), total=total)
+        ``tracked``: the tracker gets success so far and cost as well, under ``<stage>/progress``.
+        """
+
+        def track(meter: Meter) -> None:
+            self.tracker.log(meter.figures(), phase=f"{self.ledger.current_phase}/progress", step=meter.done)
+
+        with self.view.progress(title, total, self.ledger, on_share=track if tracked else None) as on_progress:
+            yield on_progress
 
     # -- environments and agents ----------------------------------------------------------------------------
 
@@ -247,7 +261,7 @@ class RunContext:
             agent_names.check_methods(made, str(engine["_target_"]))
         else:
             made = agent_names.make(engine, *args)
-        self._is_interactive = self._is_interactive or is_interactive(made)
+        self._leave_terminal_to(made)
         if measured and (dtype := getattr(made, "dtype", None)):
             self.shared.decided("engine-dtype", self.config.agent.engine, decide=dtype)
         if line := getattr(made, "engine_line", ""):
@@ -273,6 +287,11 @@ class RunContext:
             )
         return made
 
+    def _leave_terminal_to(self, agent: Agent) -> None:
+        """No live view draws over what an interactive agent shows."""
+        if is_interactive(agent) and self.view.mode == "live":
+            self.view.mode = "plain"
+
     def _in_turn_format(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """An agent's settings with the run's ``turn_format``, for agents that take one and were not given theirs."""
         import inspect
@@ -289,7 +308,7 @@ class RunContext:
     def expert(self) -> Agent:
         """Who demonstrates."""
         made: Agent = agent_names.make(self._in_turn_format(self.config.expert))
-        self._is_interactive = self._is_interactive or is_interactive(made)
+        self._leave_terminal_to(made)
         return made
 
     def collector(
@@ -297,7 +316,6 @@ class RunContext:
         agent: Agent,
         *,
         split: str | None = None,
-        on_progress: Callable[[int, str], None] | None = None,
         on_episode: Callable[[Episode], None] | None = None,
     ) -> Collector:
         """A collector over the run's environment; ``on_episode`` is called with each episode that ends."""
@@ -310,8 +328,6 @@ class RunContext:
                 on_episode(progress.last)
             if progress.ledger.cost.num_turns >= _NUM_TRIED_TURNS:
                 check_turns(progress.ledger.cost)
-            if on_progress is not None:
-                on_progress(progress.num_finished, progress.ledger.cost.line())
 
         return Collector(
             functools.partial(make_env, env.id, env.kwargs, split or env.train_split),
@@ -328,10 +344,18 @@ class RunContext:
         self, agent: Agent, requests: Sequence[EpisodeRequest], keep: Callable[[Episode], None], title: str
     ) -> None:
         """Play episodes; each is handed to ``keep`` as soon as it ends, so that a killed process loses none of them."""
-        with (
-            self.progress(title, len(requests)) as on_progress,
-            self.collector(agent, on_progress=on_progress, on_episode=keep) as collector,
-        ):
+        num_finished = num_played = won = 0
+
+        def after(episode: Episode) -> None:
+            nonlocal num_finished, num_played, won
+            keep(episode)
+            played = episode.trajectory
+            num_finished += 1
+            num_played += played.status != "error"
+            won += played.won
+            on_progress(num_finished, won=won, num_played=num_played)
+
+        with self.progress(title, len(requests)) as on_progress, self.collector(agent, on_episode=after) as collector:
             collector.run(requests)
 
     # -- calibration ----------------------------------------------------------------------------------------
@@ -391,13 +415,17 @@ class RunContext:
         if measured:
             settings = dataclasses.replace(settings, precision=self.shared.decided("precision", of) or "auto")  # type: ignore[arg-type]
             measured = settings.precision == "auto"
-        with self.progress("training", settings.max_steps) as on_progress:
+        with self.progress(f"training {name}", settings.max_steps, tracked=False) as on_progress:
 
             def on_log(metrics: dict[str, float]) -> None:
                 self.tracker.log(metrics, phase=name, step=int(metrics["step"]))
                 on_progress(int(metrics["step"]), f"loss {metrics['loss']:.3f}", int(metrics["max_steps"]))
 
             report = make_trainer(settings).fit(model, data, output_dir, prompt=self.prompt, on_log=on_log)
+            # A short training ends before anything is logged.
+            on_progress(report.num_steps, f"loss {report.last_loss:.3f}", report.num_steps)
+        speed = f"{report.num_tokens:,} tokens, {report.tokens_per_second:,.0f} tokens/s"
+        self.say(f"  {report.num_steps} steps on {report.num_samples} samples, {speed}, {report.precision}")
         if measured:
             self.shared.decided("precision", of, decide=report.precision)
         return report

@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steca_gym import provenance
-from steca_gym.errors import ConfigError, ContaminationError, StorageError, UnknownNameError, escape_markup
+from steca_gym.errors import ConfigError, ContaminationError, StorageError, UnknownNameError
 from steca_gym.files import write_atomically
-from steca_gym.methods.base import Method, Stage, make_method
+from steca_gym.methods.base import Method, make_method
 from steca_gym.methods.context import Record, RunConfig
-from steca_gym.methods.stages import engine_settings, report_broken, train_settings
+from steca_gym.methods.stages import engine_settings, report_broken
 from steca_gym.registry import explain_unknown
-from steca_gym.runs.context import RunContext, check_parts, check_turns, read_config, short_name
+from steca_gym.runs.context import RunContext, check_turns, read_config
 from steca_gym.runs.folder import RunFolder, StageRecord
 from steca_gym.runs.guard import listed_twins, played_twins, refuse_twins
+from steca_gym.runs.planning import PlannedStage, agent_name, check_settings, method_name, plan, run_folder
+from steca_gym.runs.quiet import no_progress_bars
 from steca_gym.runs.state import RunState
+from steca_gym.runs.tracked import TrackedRun
+from steca_gym.runs.view import counting
 from steca_gym.seeding import evaluation_seed
 from steca_gym.settings import differences, digest, plain
+from steca_gym.tracking import results_are_awaited
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -39,15 +43,6 @@ if TYPE_CHECKING:
     from steca_gym.evaluation.panel import Panel
 
 EVALUATION = "evaluation"
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedStage:
-    """A stage with its key."""
-
-    stage: Stage
-    key: str
-    depends_on: Mapping[str, Any]
 
 
 class Runner:
@@ -61,6 +56,7 @@ class Runner:
         settings: the composed configuration as plain data.
         overrides: of the command, kept in the record so that ``run=PATH`` can repeat it.
         config_dirs: the user's own folders of configurations, kept as well.
+        sweep: name of the sweep that the run belongs to, for trackers; empty: none.
 
     Raises:
         ConfigError: settings that do not fit, a folder that holds a run with other settings, or one that another
@@ -74,10 +70,12 @@ class Runner:
         settings: Mapping[str, Any],
         overrides: Sequence[str] = (),
         config_dirs: Sequence[str] = (),
+        sweep: str = "",
     ) -> None:
         """Check every setting, then make or re-enter the run's folder."""
         from steca_gym import __version__
 
+        no_progress_bars()
         self.config = config
         self.method: Method = make_method(config.method)
         self.method_name = method_name(config)
@@ -93,7 +91,7 @@ class Runner:
             "settings": settings,
         }
         self.state = RunState(folder, blank=blank)
-        self.context = RunContext(config, folder, settings=settings)
+        self.context = RunContext(config, folder, settings=settings, sweep=sweep)
         self._twins: list[str] = []
         try:
             self._check_fits(settings, overrides)
@@ -102,10 +100,12 @@ class Runner:
             raise
 
     @classmethod
-    def open(cls, cfg: DictConfig, *, overrides: Sequence[str] = (), config_dirs: Sequence[str] = ()) -> Runner:
+    def open(
+        cls, cfg: DictConfig, *, overrides: Sequence[str] = (), config_dirs: Sequence[str] = (), sweep: str = ""
+    ) -> Runner:
         """From a composed configuration."""
         config, settings = read_config(cfg)
-        return cls(config, settings=settings, overrides=overrides, config_dirs=config_dirs)
+        return cls(config, settings=settings, overrides=overrides, config_dirs=config_dirs, sweep=sweep)
 
     @property
     def folder(self) -> Path:
@@ -116,10 +116,10 @@ class Runner:
         """Return the runner."""
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         """Close what was opened and let go of the folder."""
         try:
-            self.context.close()
+            self.context.close(error)
         finally:
             self.state.release()
 
@@ -184,6 +184,7 @@ class Runner:
                 continue
             self._play_stage(planned)
             if planned.stage.name == until:
+                self.tracked.costs(RunFolder(self.folder).cost())
                 return None
         if self.config.agent.trainable and self.context.model is None:
             self.context.model = self._initial_model()
@@ -213,13 +214,20 @@ class Runner:
             "steca evaluate model=PATH"
         )
 
+    @cached_property
+    def tracked(self) -> TrackedRun:
+        """What the run's tracker gets beyond what its stages log themselves."""
+        return TrackedRun(self.context, [p.stage.name for p in self.plan])
+
     def _play_stage(self, planned: PlannedStage) -> None:
         stage, key = planned.stage, planned.key
         record = self.state.record.stages.get(stage.name)
         if record is None:
-            with self.context.shared.holding(stage.name, key):
+            waits = f"{stage.title or stage.name}: another run does it; waiting to take it over"
+            with self.context.shared.holding(stage.name, key, on_wait=lambda: self.context.say(waits)):
                 record = self._adopt(planned) or self._do(planned)
             self.context.shared.publish(stage.name, key, self.folder)
+            self.tracked.stage(record, list(self.state.record.stages.values()))
         if record.model is not None:
             self.context.model = self.folder / record.model
 
@@ -233,7 +241,6 @@ class Runner:
         record = dataclasses.replace(held, shared_from=held.shared_from or source.name)
         self.state.put_stage(record)
         self.context.say(f"{stage.title or stage.name}: taken over from {source.name}")
-        self._log(record)
         return record
 
     def _do(self, planned: PlannedStage) -> StageRecord:
@@ -251,13 +258,7 @@ class Runner:
             result=plain(result),
         )
         self.state.put_stage(record)
-        self._log(record)
         return record
-
-    def _log(self, record: StageRecord) -> None:
-        figures = {**record.result, "seconds": record.seconds}
-        metrics = {k: float(v) for k, v in figures.items() if isinstance(v, int | float)}
-        self.context.tracker.log(metrics, phase=record.name)
 
     @contextlib.contextmanager
     def accounting(self, name: str, title: str) -> Iterator[tuple[Record, dict[str, float]]]:
@@ -270,7 +271,7 @@ class Runner:
             AgentError: every turn was empty or overlong; what was played is kept.
         """
         context = self.context
-        context.console.print(f"[bold]{escape_markup(title)}[/bold]")
+        context.view.say(title, style="bold")
         result: Record = {}
         spent: dict[str, float] = {}
         start = time.perf_counter()
@@ -296,9 +297,7 @@ class Runner:
             spent.update(add_up())
         counters = {k: v for k, v in spent.items() if k not in ("seconds", "elapsed")}
         line = type(cost)(**counters).line()  # type: ignore[arg-type]
-        context.console.print(
-            f"  [dim]{escape_markup(title)}: {spent['elapsed']:.0f} s; {line}[/dim]", highlight=False, soft_wrap=True
-        )
+        context.view.say(f"  {title}: {spent['elapsed']:.0f} s; {line}", style="dim")
 
     # -- evaluation -----------------------------------------------------------------------------------------
 
@@ -317,9 +316,7 @@ class Runner:
                     "env.train_split and env.eval_split share them; evaluate on another split"
                 )
             if env.twins == "refuse" and self.config.agent.trainable:
-                twins = listed_twins(
-                    self.context.make_env, (env.train_split, sorted(played)), (env.eval_split, games)
-                )
+                twins = listed_twins(self.context.make_env, (env.train_split, sorted(played)), (env.eval_split, games))
                 refuse_twins(twins or (), len(games))
 
     def _games(self) -> list[str]:
@@ -329,7 +326,7 @@ class Runner:
             return self._panel.task_ids
         return self.context.task_ids(env.eval_split, env.num_eval_tasks)
 
-    @functools.cached_property
+    @cached_property
     def _panel(self) -> Panel | None:
         """The panel that was asked for; raises ConfigError or DataError where it does not fit this run."""
         from steca_gym.evaluation.panel import check_panel, read_panel
@@ -392,6 +389,8 @@ class Runner:
         known = self.state.record.evaluations.get(key)
         if known is not None and file.exists():
             report = read_report(file)
+            if results_are_awaited():
+                self.tracked.evaluation(report)
         else:
             report = self._evaluate_anew(games_key)
             file.parent.mkdir(exist_ok=True)
@@ -410,7 +409,7 @@ class Runner:
             }
             unfinished = {k: v for k, v in self.state.record.unfinished.items() if k != EVALUATION}
             self.state.update(evaluations={**self.state.record.evaluations, key: entry}, unfinished=unfinished)
-            self._log_evaluation(report)
+            self.tracked.evaluation(report)
         for latest, kept in (("evaluation.json", file), ("panel.json", panel_file)):
             if kept.exists():  # evaluations of earlier versions have no panel
                 text = kept.read_text(encoding="utf-8")
@@ -436,29 +435,43 @@ class Runner:
             refuse_tainted(task_ids, forbidden)
             agent = context.agent(model)
             # The yardstick's cost is not the agent's.
-            with context.ledger.phase("yardstick"), context.collector(context.expert(), split=split) as collector:
+            with context.ledger.phase("yardstick"):
                 # The agent's episodes have the same seeds: both play the same game.
                 seeds = {t: evaluation_seed(seed, t) for t in task_ids}
                 requests = [dataclasses.replace(context.request(t), seed=seeds[t]) for t in task_ids]
-                experts = [e.trajectory for e in collector.run(requests)]
+                with (
+                    context.progress("the expert's games", len(requests), tracked=False) as on_progress,
+                    context.collector(context.expert(), split=split, on_episode=counting(on_progress)) as collector,
+                ):
+                    experts = [e.trajectory for e in collector.run(requests)]
             self._twins = played_twins(context.buffer.trajectories(kind="expert"), experts) if self.plan else []
             if self._twins and env.twins == "refuse":
                 refuse_twins(self._twins, len(task_ids))
             elif self._twins:
                 context.say(f"  {len(self._twins)} of {len(task_ids)} games read and are solved like a training task")
 
-            def keep(episode: Episode) -> None:
-                # The stress test's histories are not the agent's own: only whole games are kept.
-                played = episode.trajectory.with_id()
-                if episode.request.start is None and not episode.request.script and played.status != "error":
-                    context.buffer.add_trajectories([played], kind=EVALUATION, done=(stored, [played.trajectory_id]))
-
             ids = context.buffer.done(stored)
             earlier = [t for t in context.buffer.trajectories(kind=EVALUATION) if t.trajectory_id in ids]
             settings = EvaluationSettings(sampling=context.sampling(0.0), **dataclasses.asdict(self.config.evaluation))
+            wins, num_stress = [t.won for t in earlier], 0
+
+            def keep(episode: Episode) -> None:
+                nonlocal num_stress
+                # The stress test's histories are not the agent's own: only whole games are kept.
+                played = episode.trajectory.with_id()
+                if episode.request.start is not None or episode.request.script:
+                    num_stress += 1
+                else:
+                    wins.append(played.won)
+                    if played.status != "error":
+                        done = (stored, [played.trajectory_id])
+                        context.buffer.add_trajectories([played], kind=EVALUATION, done=done)
+                note = f"stress test: {num_stress} episodes" if num_stress else ""
+                on_progress(len(wins), note, won=sum(wins), num_played=len(wins))
+
             with (
                 context.progress("games", len(task_ids)) as on_progress,
-                context.collector(agent, split=split, on_progress=on_progress, on_episode=keep) as collector,
+                context.collector(agent, split=split, on_episode=keep) as collector,
             ):
                 report = evaluate(
                     collector,
@@ -476,55 +489,3 @@ class Runner:
         elapsed = spent.pop("elapsed")
         cost = {**RunFolder(self.folder).cost(), EVALUATION: {**spent, "seconds": round(elapsed, 2)}}
         return dataclasses.replace(report, cost=cost)
-
-    def _log_evaluation(self, report: EvaluationReport) -> None:
-        figures = {k: float(v) for k, v in report.as_dict().items() if isinstance(v, int | float)}
-        self.context.tracker.log(figures, phase=EVALUATION)
-        self.context.tracker.summary(figures)
-
-
-def plan(method: Method, config: RunConfig) -> list[PlannedStage]:
-    """The stages that apply, with their keys."""
-    planned: list[PlannedStage] = []
-    key = ""
-    for stage in method.stages():
-        if stage.applies(config):
-            depends_on = stage.depends_on(config)
-            key = digest([key, stage.name, depends_on])
-            planned.append(PlannedStage(stage, key, depends_on))
-    return planned
-
-
-def check_settings(planned: Sequence[PlannedStage], config: RunConfig) -> None:
-    """Raise ConfigError for settings that a later stage would refuse; cheap, and before anything is played."""
-    check_parts(config)
-    for p in planned:
-        p.stage.check(config)
-    for which in ("warm_up", "train"):
-        if getattr(config.agent, which) is not None:
-            train_settings(config, which)
-
-
-def run_folder(config: RunConfig, planned: Sequence[PlannedStage], name: str) -> Path:
-    """``run_dir``, or a folder below ``runs_root`` whose name follows from what the result depends on."""
-    if config.run_dir:
-        return Path(config.run_dir).expanduser()
-    world = short_name(config.env.id.split("/")[-1].split("-v")[0].lower())
-    if planned:
-        what, key = short_name(name), planned[-1].key
-    else:
-        what, key = short_name(agent_name(config)), digest([config.env.id, config.env.kwargs, config.agent])
-    return Path(config.runs_root).expanduser() / f"{world}-{what}-s{config.seed}-{key}"
-
-
-def method_name(config: RunConfig) -> str:
-    """The method as it was named."""
-    return str(config.method.get("name") or config.method.get("_target_"))
-
-
-def agent_name(config: RunConfig) -> str:
-    """A short name of the acting agent: of its model, or of what makes it."""
-    if config.agent.model is not None:
-        return Path(config.agent.model).name or config.agent.model
-    target = str(config.agent.engine.get("name") or config.agent.engine.get("_target_", "agent"))
-    return target.split(":")[-1].split(".")[-1]
