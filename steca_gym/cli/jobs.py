@@ -110,8 +110,8 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
         # A failing job of a sweep must not take its siblings along, and Hydra would print a stack for it.
         try:
             with open_dict(cfg):
-                for key, value in fixed.items():
-                    OmegaConf.update(cfg, key, value, force_add=True)
+                for key, setting in fixed.items():
+                    OmegaConf.update(cfg, key, setting, force_add=True)
             with (
                 storage_errors(),
                 opened(cfg, overrides=own, config_dirs=folders, sweep=sweep, swept=swept) as runner,
