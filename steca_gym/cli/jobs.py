@@ -52,6 +52,7 @@ def run_jobs(command: str, args: Sequence[str], job: Job, *, help_text: str, ext
         return 0
     check_flags(command, args)
     passive = any(a.split("=")[0] in _PASSIVE for a in args)
+    _check_engines(args)
     explain_overrides([a for a in args if a not in _PASSIVE and a not in ("job", "hydra", "all")] if passive else args)
     return _under_hydra(command, args, folders, fixed, job)
 
@@ -65,6 +66,17 @@ _FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {
     "--package": (),
     "-p": (),
 }
+
+
+def _check_engines(args: Sequence[str]) -> None:
+    """Raise ConfigError where a launcher or sweeper is asked for whose package is not installed."""
+    from steca_gym.sweeps.plugins import missing_extra
+
+    for arg in args:
+        key, _, choice = arg.partition("=")
+        extra = missing_extra(key, choice)
+        if extra is not None:
+            raise errors.ConfigError(f"{arg} needs packages that are not installed; pip install 'steca-gym[{extra}]'")
 
 
 def check_flags(command: str, args: Sequence[str]) -> None:

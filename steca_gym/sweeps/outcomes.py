@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from steca_gym.errors import StecaError
+from steca_gym.errors import ConfigError, StecaError
 
 _MAX_RELAUNCHES = 2
 _DEATHS = frozenset(
@@ -100,7 +100,7 @@ class WatchedLauncher:
                 return list(self.launcher.launch(jobs, initial_job_idx=first))
             except Exception as error:
                 if not _is_death(error):
-                    raise
+                    raise _not_launched(error) from error
                 again = "launching the jobs again" if attempt < _MAX_RELAUNCHES else "launching them one by one"
                 print(f"steca: a worker process died (killed, or out of memory); {again}", file=sys.stderr)
         results: list[Any] = []
@@ -109,9 +109,15 @@ class WatchedLauncher:
                 results += self.launcher.launch([job], initial_job_idx=first + number)
             except Exception as error:
                 if not _is_death(error):
-                    raise
+                    raise _not_launched(error) from error
                 results.append(JobOutcome(math.nan, 1, "its process died each time (killed, or out of memory)"))
         return results
+
+
+def _not_launched(error: Exception) -> StecaError:
+    if isinstance(error, StecaError):
+        return error
+    return ConfigError(f"the launcher cannot run the jobs: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _is_death(error: BaseException) -> bool:

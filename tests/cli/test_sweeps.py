@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,11 +59,11 @@ def test_a_seed_is_no_path(here: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+@pytest.mark.parametrize("launcher", ["joblib", "ray", "submitit_local"])
 def test_a_launcher_in_processes_brings_every_outcome_back(
     launcher: str, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher" if launcher == "joblib" else "ray")
+    pytest.importorskip({"joblib": "joblib", "ray": "ray", "submitit_local": "submitit"}[launcher])
     args = [f"hydra/launcher={launcher}", "seed=0,1", "env.eval_split=nowhere,valid_seen"]
     assert sweep(here / "runs", *args) == 2
     told = capfd.readouterr().err
@@ -106,6 +107,26 @@ def test_a_worker_that_is_killed_in_a_sweep_of_twelve_costs_nothing(here: Path) 
         with RunFolder(run.path).buffer() as buffer:
             played = [t.task_id for t in buffer.trajectories(kind="evaluation")]
         assert len(played) == len(set(played)) == len(report.games)
+
+
+def test_engines_that_are_missing_are_named_with_their_extra(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("steca_gym.sweeps.plugins.find_spec", lambda name: None)
+    for asked, extra in (("hydra/launcher=joblib", "sweep"), ("hydra/sweeper=optuna", "optuna")):
+        assert sweep(here / "runs", asked, "seed=0,1") == 2
+        assert (
+            f"{asked} needs packages that are not installed; pip install 'steca-gym[{extra}]'"
+            in capsys.readouterr().err
+        )
+
+
+def test_a_launcher_that_cannot_start_ends_in_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("submitit")
+    if shutil.which("srun"):
+        pytest.skip("this is a SLURM cluster")
+    assert sweep(here / "runs", "hydra/launcher=submitit", "seed=0,1") == 2
+    assert "the launcher cannot run the jobs: RuntimeError: Could not detect" in capsys.readouterr().err
 
 
 def test_optuna_is_told_what_the_runs_reached(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
