@@ -37,9 +37,7 @@ def record(folder: Path, *, fingerprint: str, task_ids: Iterable[str], base: Pat
     write_json(folder / PROVENANCE_FILE, note, indent=None)
 
 
-def record_samples(
-    folder: Path, samples: Iterable[WeightedTrajectory], *, trail: str = "", base: str = ""
-) -> None:
+def record_samples(folder: Path, samples: Iterable[WeightedTrajectory], *, trail: str = "", base: str = "") -> None:
     """Leave beside the weights which samples trained them, for ``steca trace``.
 
     Args:

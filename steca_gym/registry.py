@@ -269,9 +269,7 @@ encoders = Registry("encoder", rooms=("steca_gym.distances",), methods=("encode"
 executors = Registry("executor", methods=("serve", "submit", "gather", "leave", "abandon", "close"))
 fetchers = Registry("world to fetch", rooms=("steca_gym.envs",))
 methods = Registry("method")
-reflectors = Registry(
-    "reflector", rooms=("steca_gym.calibration.reflection", "steca_gym.agents"), methods=("reflect",)
-)
+reflectors = Registry("reflector", rooms=("steca_gym.calibration.reflection", "steca_gym.agents"), methods=("reflect",))
 reports = Registry("report")
 trackers = Registry("logger", methods=("log", "table", "summary", "finish"))
 

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "" not in sys.path:
         sys.path.append("")
     try:
-        with storage_errors():
+        with storage_errors(), missing_extras():
             return _dispatch(args)
     except errors.StecaError as error:
         print(f"steca: {' '.join(str(error).split())}", file=sys.stderr)
@@ -134,6 +134,32 @@ def usage() -> str:
         form, _, summary = first.partition(": ")
         lines.append(f"  {form.strip('`'):<44} {summary.rstrip('.')}" if summary else f"  {name:<44} {first}")
     return "\n".join([*lines, "  steca --version", _ENDING])
+
+
+# Modules of extras, and the extra that brings each; other optional modules have a line where they are used.
+_OF_EXTRA = {
+    **dict.fromkeys(
+        ("accelerate", "datasets", "peft", "pyarrow", "safetensors", "tokenizers", "torch", "transformers", "trl"),
+        "llm",
+    ),
+    "ray": "ray",
+    "wandb": "wandb",
+    "websockets": "openenv",
+}
+
+
+@contextlib.contextmanager
+def missing_extras() -> Iterator[None]:
+    """A library of an extra that is not installed gets a line that names the extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in _OF_EXTRA:
+            raise
+        raise errors.ConfigError(
+            f"this needs {module}, which is not installed; run `pip install 'steca-gym[{_OF_EXTRA[module]}]'`"
+        ) from error
 
 
 @contextlib.contextmanager

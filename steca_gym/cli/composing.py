@@ -111,8 +111,10 @@ def explain_overrides(args: Sequence[str]) -> None:
     try:
         overrides = OverridesParser.create().parse_overrides(texts)
     except OverrideParseException as error:
-        hint = "" if "=" not in str(error.override) else (
-            "; a value with brackets, braces or commas is quoted twice: \"key='[a] {b}'\""
+        hint = (
+            ""
+            if "=" not in str(error.override)
+            else ("; a value with brackets, braces or commas is quoted twice: \"key='[a] {b}'\"")
         )
         raise ConfigError(f"not an override: {error.override!r}; expected group=choice or key=value{hint}") from error
     single: list[str] = []
@@ -120,9 +122,7 @@ def explain_overrides(args: Sequence[str]) -> None:
         key = override.key_or_group
         values = _swept(override)
         if override.is_sweep_override() and not {"-m", "--multirun"} & set(args):
-            raise ConfigError(
-                f"{text} names several values; for one run of each put -m first: steca run -m {text}"
-            )
+            raise ConfigError(f"{text} names several values; for one run of each put -m first: steca run -m {text}")
         if key in groups(folders):
             known = group_choices(key, folders)
             for choice in values or [str(override.value())]:
@@ -143,7 +143,7 @@ def _explain_renamed(texts: Sequence[str]) -> None:
             if new and plain == old:
                 raise UnknownNameError(f"{old} is now called {new}")
             if new and "=" not in old and (key == old or key.startswith(f"{old}.")):
-                raise UnknownNameError(f"{key} is now called {new + key[len(old):]}")
+                raise UnknownNameError(f"{key} is now called {new + key[len(old) :]}")
 
 
 def _swept(override: Any) -> list[str]:

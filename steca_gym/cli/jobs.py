@@ -87,7 +87,7 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
 
     @hydra.main(version_base="1.3", config_path="pkg://steca_gym.conf", config_name="config")
     def main(cfg: DictConfig) -> None:
-        from steca_gym.cli import storage_errors
+        from steca_gym.cli import missing_extras, storage_errors
         from steca_gym.runs import Runner
 
         # A failing job of a sweep must not take its siblings along, and Hydra would print a stack for it.
@@ -97,6 +97,7 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
                     OmegaConf.update(cfg, key, value, force_add=True)
             with (
                 storage_errors(),
+                missing_extras(),
                 Runner.open(cfg, overrides=task_overrides(), config_dirs=folders) as runner,
             ):
                 show(runner, job(runner))

@@ -387,9 +387,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 # -- what the expert knows -------------------------------------------------------------------------------------
 
 
-def _searching(
-    make_env: Callable[[], TextEnv], demos: Sequence[Episode], s: DiagnosisSettings
-) -> tuple[Share, Share]:
+def _searching(make_env: Callable[[], TextEnv], demos: Sequence[Episode], s: DiagnosisSettings) -> tuple[Share, Share]:
     """How often the expert's searching steps find what the task names, and how often others of their kind would.
 
     A step searches where a word of the goal has not been seen yet and the world offers at least three other actions

@@ -356,9 +356,7 @@ class TrainOnPairs(TrainingStage):
         return report, [p.chosen for p in pairs]
 
 
-def record_samples(
-    context: Context, folder: Path, samples: Sequence[WeightedTrajectory], *, base: Path | None
-) -> None:
+def record_samples(context: Context, folder: Path, samples: Sequence[WeightedTrajectory], *, base: Path | None) -> None:
     """Leave beside a model's weights which samples trained it; of preference pairs, the preferred sides."""
     from steca_gym.files import storage_errors
 

@@ -165,5 +165,3 @@ def _cells(row: Row, by: str | None) -> list[str]:
         number(row.num_env_steps, ",.0f"),
         number(row.seconds, ".0f"),
     ]
-
-

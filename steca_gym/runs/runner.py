@@ -315,9 +315,7 @@ class Runner:
                     "env.train_split and env.eval_split share them; evaluate on another split"
                 )
             if env.twins == "refuse" and self.config.agent.trainable:
-                twins = listed_twins(
-                    self.context.make_env, (env.train_split, sorted(played)), (env.eval_split, games)
-                )
+                twins = listed_twins(self.context.make_env, (env.train_split, sorted(played)), (env.eval_split, games))
                 refuse_twins(twins or (), len(games))
 
     def evaluation_settings(self) -> dict[str, Any]:
