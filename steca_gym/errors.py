@@ -8,11 +8,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from steca_gym.redaction import redact
+
 MAX_ERROR_CHARS = 500
 
 
 class StecaError(Exception):
-    """Root of every error that this package raises on purpose."""
+    """Root of every error that this package raises on purpose; secrets are removed from its message."""
+
+    def __init__(self, *args: object) -> None:
+        """Keep the message, without secrets."""
+        super().__init__(*(redact(a) if isinstance(a, str) else a for a in args))
 
 
 class ConfigError(StecaError):
@@ -64,8 +70,11 @@ class ContaminationError(StecaError):
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's class and text on one line of at most 500 characters, as trajectories keep it."""
-    return f"{type(error).__name__}: {' '.join(_text(error).split())}"[:MAX_ERROR_CHARS]
+    """Return an exception's class and text on one line of at most 500 characters, as trajectories keep it.
+
+    Secrets are removed from it, see ``redaction``.
+    """
+    return f"{type(error).__name__}: {redact(' '.join(_text(error).split()))}"[:MAX_ERROR_CHARS]
 
 
 def _text(error: BaseException) -> str:

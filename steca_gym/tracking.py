@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from steca_gym.errors import ConfigError
+from steca_gym.errors import ConfigError, one_line
 from steca_gym.registry import trackers
 
 
@@ -131,7 +131,7 @@ class SafeTracker:
         except Exception as error:  # whatever a tracker's library raises, the run continues
             self.num_failures += 1
             if self.num_failures == 1:
-                warnings.warn(f"the tracker failed and the run continues without it: {error}", stacklevel=3)
+                warnings.warn(f"the tracker failed and the run continues without it: {one_line(error)}", stacklevel=3)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> None:
         if self._inner is not None:

@@ -19,6 +19,7 @@ from typing import Any
 from steca_gym import __version__, errors
 from steca_gym.cli.exits import EXIT_CODES, exit_code
 from steca_gym.files import STORAGE_ERRNOS
+from steca_gym.redaction import redacted_traceback
 
 __all__ = ["EXIT_CODES", "commands", "exit_code", "main", "usage"]
 
@@ -37,6 +38,8 @@ Settings of a run that somebody sent may name code of steca_gym only; --trust PA
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code, and prints one line on the error stream for each known error."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        sys.excepthook = redacted_traceback  # the process is ours: a defect's stack shows no secret either
     # A module in the current folder, named as module:Object or _target_, is found as with `python -m`; after everything
     # installed.
     if "" not in sys.path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from steca_gym.cli.composing import explain_overrides, own_objects
 from steca_gym.cli.exits import exit_code
 from steca_gym.cli.helping import run_help
 from steca_gym.cli.options import CONFIG_DIR, config_dirs, without_config_dirs
+from steca_gym.redaction import redact
 from steca_gym.registry import explain_unknown
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
             print(f"steca: {' '.join(str(error).split())}", file=sys.stderr)
             codes.append(exit_code(error))
         except OmegaConfBaseException as error:
-            print(f"steca: a setting does not resolve: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"steca: a setting does not resolve: {redact(' '.join(str(error).split()))}", file=sys.stderr)
             codes.append(2)
 
     hydra_args = [a for a in args if not a.startswith("--config-dir=")]
@@ -115,6 +117,8 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
     from steca_gym.cli.composing import search_path
 
     hydra_args += search_path(folders)
+    # It writes the whole configuration into a log of level DEBUG, before anything looks for secrets in it.
+    logging.getLogger("hydra._internal.hydra").setLevel(logging.INFO)
     old, sys.argv = sys.argv, ["steca " + command, *hydra_args]
     # What Hydra cannot do itself, such as making its folders, comes back as the exception that it is.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -181,9 +185,10 @@ def with_stored(args: Sequence[str]) -> tuple[list[str], list[str], dict[str, An
 def task_overrides() -> list[str]:
     """The overrides of the Hydra job under way, without those that only say where the folder is."""
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
     if not HydraConfig.initialized():
         return []
-    return [
-        o for o in HydraConfig.get().overrides.task if o.partition("=")[0].lstrip("+") not in ("run_dir", "runs_root")
-    ]
+    # As they were given: `key=${oc.env:PASSWORD}` must neither be stored as the password, nor come back as another one.
+    task: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [o for o in map(str, task) if o.partition("=")[0].lstrip("+") not in ("run_dir", "runs_root")]
