@@ -69,7 +69,8 @@ def read_samples(folder: Path) -> dict[str, Any] | None:
         for s in note["samples"]:
             if not isinstance(s, dict) or not all(isinstance(s.get(key), str) for key in texts):
                 raise ValueError(f"a sample must have the texts {', '.join(texts)}")
-            if isinstance(s.get("weight"), bool) or not isinstance(s.get("weight"), (int, float)):
+            weight = s.get("weight")
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or abs(weight) > 1e300:
                 raise ValueError("a sample's weight must be a number")
             if not isinstance(s.get("calibration_id", ""), str):
                 raise ValueError("a sample's calibration_id must be text")

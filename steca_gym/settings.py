@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import types
@@ -38,7 +39,7 @@ def read_settings(cls: type[ConfigT], raw: Mapping[str, Any], *, where: str) -> 
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where or 'it'} must be a group of settings, got {shown(raw)}")
-    hints = typing.get_type_hints(cls)
+    hints: dict[str, Any] = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     inside = f"{where}." if where else ""
@@ -55,6 +56,11 @@ def read_settings(cls: type[ConfigT], raw: Mapping[str, Any], *, where: str) -> 
         return cls(**values)
     except ConfigError as error:
         raise type(error)(f"{where}: {error}" if where else str(error)) from error
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def read_stored(cls: type[ConfigT], raw: Any, *, where: str) -> ConfigT:

@@ -246,7 +246,7 @@ _TURNS = (
 )
 
 
-@target("turns", "the four turn formats", lambda rng: (rng.randrange(4), text(rng, _TURNS)), weight=40)
+@target("turns", "the four turn formats", lambda rng: (rng.randrange(4), text(rng, _TURNS)), weight=160)
 def _turns(made: tuple[int, str]) -> None:
     from steca_gym.turns import explain_unread, find_turn_format
 
@@ -310,7 +310,7 @@ def _chats(made: tuple[str, int, str]) -> None:
     "shown",
     "what reports print: escape sequences and direction marks are written out",
     lambda rng: text(rng),
-    weight=10,
+    weight=40,
 )
 def _shown(made: str) -> None:
     from steca_gym.reports.text import one_line, visible
@@ -328,7 +328,7 @@ def _returned(rng: random.Random) -> list[Any]:
     ]
 
 
-@target("observations", "what a world returns, at the environment's boundary", _returned, weight=20)
+@target("observations", "what a world returns, at the environment's boundary", _returned, weight=60)
 def _observations(made: list[Any]) -> None:
     from steca_gym.env import Outcome, TextEnv
     from tests.fakes import CorridorWorld
@@ -357,7 +357,7 @@ def _observations(made: list[Any]) -> None:
 # -- files of runs ---------------------------------------------------------------------------------------------
 
 
-@target("trajectories", "from_json of one line", lambda rng: damaged(rng, good("trajectory")), weight=20)
+@target("trajectories", "from_json of one line", lambda rng: damaged(rng, good("trajectory")), weight=60)
 def _trajectories(made: bytes) -> None:
     from steca_gym.trajectory import from_json, to_json
 
@@ -473,7 +473,7 @@ def _open_run(name: str, content: bytes) -> None:
     "steca.json",
     "what a model was trained on",
     lambda rng: damaged(rng, {"fingerprint": "w/1+a", "games": ["0123456789ab", "ab"]}),
-    weight=10,
+    weight=30,
 )
 def _steca_json(made: bytes) -> None:
     from steca_gym import provenance
@@ -539,7 +539,7 @@ def _results(made: tuple[str, bytes]) -> None:
 def _exported(run: Any) -> None:
     with run.buffer() as buffer:
         for path in buffer.export_jsonl(here("exported")):
-            for line in path.read_text(encoding="utf-8", errors="surrogatepass").splitlines():
+            for line in filter(None, path.read_bytes().decode("utf-8", "surrogatepass").split("\n")):
                 json.loads(line, parse_constant=lambda name: (_ for _ in ()).throw(Broken(f"{name} in an export")))
 
 
@@ -560,7 +560,7 @@ def _settings() -> Any:
     "settings",
     "the composed configuration: read, its method made, its stages planned",
     lambda rng: mutated(rng, _settings()),
-    weight=2,
+    weight=1,
 )
 def _config(made: Any) -> None:
     from omegaconf import OmegaConf
@@ -632,7 +632,7 @@ _ANSWER = {
 }  # fmt: skip
 
 
-@target("endpoint answers", "chat completions of a server", lambda rng: damaged(rng, _ANSWER), weight=20)
+@target("endpoint answers", "chat completions of a server", lambda rng: damaged(rng, _ANSWER), weight=60)
 def _endpoint(made: bytes) -> None:
     from steca_gym.agents.openai.answers import MalformedAnswer, advice, one_line, read_completion
 
@@ -714,7 +714,7 @@ def _messages(rng: random.Random) -> list[bytes]:
     ]
 
 
-@target("OpenEnv messages", "what a client sends to our OpenEnv server", _messages, weight=10)
+@target("OpenEnv messages", "what a client sends to our OpenEnv server", _messages, weight=30)
 def _openenv_server(made: list[bytes]) -> None:
     from steca_gym.interop.openenv import OpenEnvServer, _Session
     from tests.fakes import corridor

@@ -81,13 +81,13 @@ class EndpointSettings:
             raise ConfigError(  # its value may be the key itself, so it is not shown
                 "api_key_env must be the name of an environment variable such as OPENAI_API_KEY, not the key itself"
             )
+        try:
+            json.dumps(_plain(self.extra_body), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"extra_body must be a mapping of JSON values: {error}") from None
         secret = secret_setting(_plain(self.extra_body), "extra_body")
         if secret:
             raise ConfigError(f"{secret} must not hold a key: put it into the environment variable of api_key_env")
-        try:
-            json.dumps(_plain(self.extra_body), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"extra_body must be a mapping of JSON values: {error}") from None
 
 
 def _check_url(url: str) -> None:

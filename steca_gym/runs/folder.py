@@ -60,7 +60,7 @@ class RunRecord:
     seed: int
     overrides: tuple[str, ...]
     """of the command that made the folder"""
-    config_dirs: tuple[str, ...]
+    config_dirs: tuple[str, ...] = ()
     settings: Mapping[str, Any]
     """the composed configuration"""
     stages: Mapping[str, StageRecord]
