@@ -76,7 +76,7 @@ def trajectory_line(extra: dict[str, Any], payload: str) -> str:
     held = _loaded(payload)  # a line that no reader takes would spoil the whole file
     if not isinstance(held, dict) or not held:
         raise DataError(f"the buffer holds a damaged row that begins {payload[:60]!r}; restore it from a copy")
-    if "NaN" in payload or "Infinity" in payload:
+    if "NaN" in payload or "Infinity" in payload or "\n" in payload or "\r" in payload:  # not JSON, or not one line
         payload = json.dumps(held, ensure_ascii=False)
     return f"{json.dumps(extra, ensure_ascii=False)[:-1]}, {payload[1:]}"
 
