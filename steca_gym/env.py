@@ -225,6 +225,8 @@ class TextEnv(gymnasium.Env[str, str]):
         split: the split that ``reset`` draws from.
         horizon: maximum number of environment steps per episode, >= 1.
         with_admissible: put ``admissible_actions`` into every ``info`` (may take time in the world).
+        list_actions: write the admissible actions under every observation, for the agent to read. A rule of the game:
+            it is part of the fingerprint, and figures with and without it are not comparable.
         render_mode: ``"ansi"`` or None.
     """
 
@@ -237,6 +239,7 @@ class TextEnv(gymnasium.Env[str, str]):
         split: str = "train",
         horizon: int = 30,
         with_admissible: bool = False,
+        list_actions: bool = False,
         render_mode: str | None = None,
     ) -> None:
         """See the class."""
@@ -244,8 +247,9 @@ class TextEnv(gymnasium.Env[str, str]):
             raise ConfigError(f"world must be a steca_gym.World, got {kind_of(world)}")
         if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
             raise ConfigError(f"horizon must be >= 1 environment step, got {horizon!r}")
-        if not isinstance(with_admissible, bool):
-            raise ConfigError(f"with_admissible must be true or false, got {with_admissible!r}")
+        for name, flag in (("with_admissible", with_admissible), ("list_actions", list_actions)):
+            if not isinstance(flag, bool):
+                raise ConfigError(f"{name} must be true or false, got {flag!r}")
         if render_mode not in (None, "ansi"):
             raise ConfigError(f"render_mode must be 'ansi' or None, got {render_mode!r}")
         if split not in world.splits():
@@ -254,6 +258,7 @@ class TextEnv(gymnasium.Env[str, str]):
         self.split = split
         self.horizon = int(horizon)
         self.with_admissible = with_admissible
+        self.list_actions = list_actions
         self.render_mode = render_mode
         self.action_space = FreeText()
         self.observation_space = FreeText()
@@ -269,7 +274,8 @@ class TextEnv(gymnasium.Env[str, str]):
     @property
     def fingerprint(self) -> str:
         """``name/version+data_hash``: equal if the same actions give the same texts."""
-        return f"{self.world.name}/{self.world.version}+{self.world.data_hash}"
+        listed = "+listed" if self.list_actions else ""
+        return f"{self.world.name}/{self.world.version}+{self.world.data_hash}{listed}"
 
     @property
     def expert_reach(self) -> ExpertReach:
@@ -428,7 +434,7 @@ class TextEnv(gymnasium.Env[str, str]):
             raise WorldError(f"{self._name} calls sys.exit({error.code!r}) in {what}()") from error
 
     def _enter(self, task_id: str, world_seed: int) -> None:
-        self._last = self._checked(self._call("start", self.world.start, task_id, world_seed), "start()")
+        self._last = self._listed(self._checked(self._call("start", self.world.start, task_id, world_seed), "start()"))
         self._task_id, self._world_seed = task_id, world_seed
         self._num_steps = 0
         self._trail = []
@@ -438,7 +444,7 @@ class TextEnv(gymnasium.Env[str, str]):
             raise WorldError("step() after the end of the episode; call reset() or restore() first")
 
     def _advance(self, action: str | None, outcome: Outcome) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        outcome = self._checked(outcome, "act()")
+        outcome = self._listed(self._checked(outcome, "act()"))
         reward = outcome.score - self._last.score
         self._last = outcome
         self._num_steps += 1
@@ -462,6 +468,15 @@ class TextEnv(gymnasium.Env[str, str]):
         if self.with_admissible:
             info["admissible_actions"] = self.admissible_actions()
         return info
+
+    def _listed(self, outcome: Outcome) -> Outcome:
+        """With the possible actions in its text, where they are asked for."""
+        if not self.list_actions or outcome.over:
+            return outcome
+        actions = self.admissible_actions()
+        if actions is None:
+            raise ConfigError(f"{self._name} cannot list its actions; set list_actions=false")
+        return replace(outcome, observation=f"{outcome.observation}\nPossible actions: {', '.join(actions)}")
 
     # -- what a world returns ------------------------------------------------------------------------------
 

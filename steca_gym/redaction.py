@@ -5,7 +5,8 @@ endpoints' HTTP library logs pass through here. A secret is
 
 - the value of an environment variable whose name says so (``OPENAI_API_KEY``, ``HF_TOKEN``, ``DB_PASSWORD``);
 - a value that was handed to ``hide``, such as an endpoint's key or a setting read with ``${oc.env:NAME}``;
-- what stands before the ``@`` of a URL, a parameter such as ``?api_key=``, a ``Bearer`` or ``Basic`` credential.
+- what looks like a key (``sk-...``, ``hf_...``), what stands before the ``@`` of a URL, a parameter such as
+  ``?api_key=``, a ``Bearer`` or ``Basic`` credential.
 
 A secret that a command line spells out in another setting cannot be recognised by its value; ``secret_setting`` finds
 it by its name, and the run is refused before anything is stored.
@@ -25,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-MASK = "***"
+MASK = "[hidden]"
 MIN_CHARS = 8
 """shorter values of environment variables are not looked for: they would be found in ordinary words"""
 
@@ -41,6 +42,11 @@ _IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,20}:/{2})[^\s/?#'\"<>]{1,2000}@
 _IN_QUERY = re.compile(rf"([?&;](?:[\w.-]{{0,60}}[_.-])?(?:{_NAME})=)[^&;#\s'\"]+", re.IGNORECASE)
 _ASSIGNED = re.compile(rf"\b({_SETTING}\s?=\s?)(?!['\"]?\$\{{)[^\s;,&]+", re.IGNORECASE)
 _SCHEME = re.compile(r"\b(bearer|basic)\s+[^\s\"',;}]{4,}", re.IGNORECASE)
+# What looks like a key, whatever it is called.
+_KEY = re.compile(
+    r"\bsk-[\w-]{16,}|\bhf_[A-Za-z0-9]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bxox[abprs]-[\w-]{10,}"
+    r"|\bAKIA[0-9A-Z]{16}\b|\bwandb_v1_\w{20,}|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"
+)
 _hidden: set[str] = set()
 
 
@@ -62,7 +68,7 @@ def redact(text: str, *, known: Iterable[str] = ()) -> str:
         text = _IN_URL.sub(rf"\1{MASK}@", text)
     if "=" in text:
         text = _ASSIGNED.sub(rf"\1{MASK}", _IN_QUERY.sub(rf"\1{MASK}", text))
-    return _SCHEME.sub(rf"\1 {MASK}", text)
+    return _SCHEME.sub(rf"\1 {MASK}", _KEY.sub(MASK, text))
 
 
 def remove(text: str, secrets: Iterable[str]) -> str:

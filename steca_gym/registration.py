@@ -28,8 +28,9 @@ _ENV_SETTINGS = tuple(name for name in inspect.signature(TextEnv).parameters if 
 def register_world(env_id: str, world: WorldFactory | str, **defaults: Any) -> None:
     """Register a world with Gymnasium, so that ``gymnasium.make(env_id, ...)`` plays it.
 
-    Keywords of ``gymnasium.make`` go to where they belong: ``split``, ``horizon``, ``with_admissible`` and
-    ``render_mode`` to ``TextEnv``, all others to the world. An unknown one raises ConfigError with the nearest name.
+    Keywords of ``gymnasium.make`` go to where they belong: ``split``, ``horizon``, ``with_admissible``,
+    ``list_actions`` and ``render_mode`` to ``TextEnv``, all others to the world. An unknown one raises ConfigError with
+    the nearest name.
 
     Args:
         env_id: a Gymnasium id, e.g. ``"me/Lamp-v0"``.

@@ -14,7 +14,7 @@ from steca_gym.cli.composing import compose
 from steca_gym.errors import UnknownNameError
 from steca_gym.methods import make_method
 from steca_gym.runs.context import read_config
-from steca_gym.runs.runner import check_settings, plan
+from steca_gym.runs.planning import check_settings, plan
 from steca_gym.training import TrainSettings
 
 ROOT = Path(steca_gym.conf.__file__).parent

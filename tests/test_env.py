@@ -278,3 +278,47 @@ def test_a_snapshot_is_entered_in_a_fresh_environment_through_the_wrappers(
             assert fresh.step("up") == expected
     finally:
         gymnasium.registry.pop("test/Fresh-v0")
+
+
+class Listing(SavedStairs):
+    """Lists what can be done."""
+
+    def admissible_actions(self) -> tuple[str, ...]:
+        return ("up", "down")
+
+
+def test_listed_actions_stand_under_every_observation_but_the_last() -> None:
+    env = TextEnv(Listing(), list_actions=True)
+    first, _ = env.reset(seed=0, options={"task_id": "a"})
+    assert first == "stairs a\nPossible actions: up, down"
+    state = env.snapshot()
+    observation, *_ = env.step("up")
+    assert observation == "height 1\nPossible actions: up, down"
+    observation, *_ = env.skip_turn()
+    assert observation == f"{INVALID_TURN_OBSERVATION}\nPossible actions: up, down"
+    env.step("up")
+    observation, _, terminated, *_ = env.step("up")
+    assert observation == "height 3" and terminated
+    assert env.restore(state)[0] == first
+    plain = TextEnv(Listing())
+    assert plain.fingerprint != env.fingerprint
+    with pytest.raises(WorldError, match="cannot be entered"):
+        plain.restore(state)
+
+
+def test_actions_are_listed_when_a_state_is_replayed() -> None:
+    class Replayed(Listing):
+        can_save = False
+
+    env = TextEnv(Replayed(), list_actions=True)
+    env.reset(seed=0)
+    env.step("up")
+    state = env.snapshot()
+    assert TextEnv(Replayed(), list_actions=True).restore(state)[0] == "height 1\nPossible actions: up, down"
+
+
+def test_a_world_that_cannot_list_says_so() -> None:
+    with pytest.raises(ConfigError, match="'stairs' cannot list its actions; set list_actions=false"):
+        TextEnv(Stairs(), list_actions=True).reset(seed=0)
+    with pytest.raises(ConfigError, match="list_actions must be true or false"):
+        TextEnv(Stairs(), list_actions="yes")  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ LAYERS = (
     ("testing", "review", "diagnosis"),
     ("methods",),
     ("runs",),
-    ("reports", "interop"),
+    ("reports", "interop", "sweeps"),
     ("cli",),
 )
 LAYER = {room: index for index, layer in enumerate(LAYERS) for room in layer}

@@ -52,10 +52,10 @@ def test_errors_and_failures_carry_none(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
-        ("http://user:pw@h/v1", "http://***@h/v1"),
-        ("see https://h/v1?a=1&api_key=abc&b=2", "see https://h/v1?a=1&api_key=***&b=2"),
-        ("Authorization: Bearer abcdef", "Authorization: Bearer ***"),
-        ("db.password=hunter2 is wrong", "db.password=*** is wrong"),
+        ("http://user:pw@h/v1", "http://[hidden]@h/v1"),
+        ("see https://h/v1?a=1&api_key=abc&b=2", "see https://h/v1?a=1&api_key=[hidden]&b=2"),
+        ("Authorization: Bearer abcdef", "Authorization: Bearer [hidden]"),
+        ("db.password=hunter2 is wrong", "db.password=[hidden] is wrong"),
     ],
 )
 def test_credentials_go_wherever_they_are_from(text: str, kept: str) -> None:

@@ -26,11 +26,15 @@ __all__ = ["EXIT_CODES", "commands", "exit_code", "main", "usage"]
 # Modules of this package that are no commands.
 _HELPERS = frozenset({"__main__", "exits", "composing", "helping", "jobs", "options"})
 
+_VIEW = "STECA_VIEW"
+"""what is shown of long work, see ``steca_gym.runs.view``"""
+
 _ENDING = """\
 
 `steca COMMAND --help` explains one. Stages are done once: a command on a run's folder resumes where it stopped.
 Exit codes: 0 done, 1 a defect of ours, 2 settings, 3 data or environment, 4 agent or training, 5 storage,
 6 waits for people's decisions, 130 interrupted.
+--quiet shows results and errors only; STECA_VIEW=live|plain|quiet chooses what is shown of long work.
 Settings of a run that somebody sent may name code of steca_gym only; --trust PACKAGE allows more.
 """
 
@@ -74,7 +78,25 @@ def _dispatch(args: list[str]) -> int:
         own = take_trust(own)
     own = expand_home(own)
     find_user_modules(own)
-    return command(name)(own)
+    with _view(own) as own:
+        return command(name)(own)
+
+
+@contextlib.contextmanager
+def _view(args: list[str]) -> Iterator[list[str]]:
+    """Take ``--quiet`` out: it goes into the environment, where the workers of a sweep find it as well."""
+    if "--quiet" not in args:
+        yield args
+        return
+    held = os.environ.get(_VIEW)
+    os.environ[_VIEW] = "quiet"
+    try:
+        yield [a for a in args if a != "--quiet"]
+    finally:
+        if held is None:
+            del os.environ[_VIEW]
+        else:
+            os.environ[_VIEW] = held
 
 
 def command(name: str) -> Callable[[list[str]], int]:

@@ -19,11 +19,11 @@ from steca_gym.errors import ConfigError
 def main(args: list[str]) -> int:
     """Run the command."""
     from rich.console import Console
-    from rich.markup import escape
 
     from steca_gym.agent import Agent
     from steca_gym.runs import RunContext
     from steca_gym.runs.context import read_config
+    from steca_gym.runs.view import View
     from steca_gym.testing import check_agent
 
     folders = config_dirs(args)
@@ -42,8 +42,8 @@ def main(args: list[str]) -> int:
 
     make()  # settings that cannot work are one line, not a failed check
     console = Console()
-    with Console(stderr=True).status(f"{escape(name)}: checking") as status:
-        report = check_agent(make, title=name, on_check=lambda check: status.update(f"{escape(name)}: {check}"))
+    with View().working(f"checking {name}") as on_check:
+        report = check_agent(make, title=name, on_check=on_check)
     console.print(report.table())
     num_failed = len(report.failed)
     console.print(f"{num_failed} of {len(report.results)} checks failed" if num_failed else "conforms")

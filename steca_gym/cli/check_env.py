@@ -14,7 +14,7 @@ from typing import Any
 
 from steca_gym.cli.composing import compose, explain_overrides
 from steca_gym.cli.options import config_dirs, without_config_dirs
-from steca_gym.errors import ConfigError, escape_markup, foreign_errors
+from steca_gym.errors import ConfigError, foreign_errors
 
 
 def main(args: list[str]) -> int:
@@ -23,6 +23,7 @@ def main(args: list[str]) -> int:
     from rich.console import Console
 
     from steca_gym.runs.context import make_env
+    from steca_gym.runs.view import View
     from steca_gym.testing import check_text_env
 
     folders = config_dirs(args)
@@ -43,12 +44,8 @@ def main(args: list[str]) -> int:
     with foreign_errors(f"making environment {env_id!r}"):
         make().close()  # settings that cannot work are one line, not a failed check
     console = Console()
-    with Console(stderr=True).status(f"{escape_markup(env_id)}: checking") as status:
-        report = check_text_env(
-            make,
-            title=f"{env_id} ({split or 'train'})",
-            on_check=lambda check: status.update(f"{escape_markup(env_id)}: {escape_markup(check)}"),
-        )
+    with View().working(f"checking {env_id}") as on_check:
+        report = check_text_env(make, title=f"{env_id} ({split or 'train'})", on_check=on_check)
     console.print(report.table())
     num_failed = len(report.failed)
     console.print(f"{num_failed} of {len(report.results)} checks failed" if num_failed else "conforms")

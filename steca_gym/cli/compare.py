@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steca_gym.cli.composing import compose, explain_overrides
-from steca_gym.cli.jobs import show
+from steca_gym.cli.jobs import opened, show, sweep_name
 from steca_gym.cli.options import config_dirs, without_config_dirs
 from steca_gym.errors import ConfigError, escape_markup
 
@@ -61,7 +61,6 @@ def compare(
 
     from steca_gym.files import write_atomically
     from steca_gym.reports import comparison_table, paired_table
-    from steca_gym.runs import Runner
     from steca_gym.runs.context import read_config
 
     console = Console()
@@ -70,9 +69,10 @@ def compare(
     runs: list[Path] = []
     for method in methods:  # all settings are checked before the first run
         read_config(compose([*overrides, f"method={method}"], folders))
+    sweep = sweep_name(["-m", f"method={','.join(methods)}", *overrides])
     for method in methods:
         chosen = [*overrides, f"method={method}"]
-        with Runner.open(compose(chosen, folders), overrides=chosen, config_dirs=folders) as runner:
+        with opened(compose(chosen, folders), overrides=chosen, config_dirs=folders, sweep=sweep) as runner:
             console.rule(f"[bold]{escape_markup(method)}[/bold]  {escape_markup(str(runner.folder))}")
             report = runner.play()
             assert report is not None

@@ -23,7 +23,6 @@ _OWN_OBJECTS = {
     "reflector": "reflector.name",
     "executor": "executor.name",
     "expert": "expert.name",
-    "logger": "logger.name",
 }
 
 _OPTIONAL_GROUPS = ("experiment", "launcher")
@@ -79,7 +78,7 @@ def own_objects(overrides: Sequence[str]) -> list[str]:
     """
     made: list[str] = []
     prefixes: list[str] = []
-    for override in overrides:
+    for override in _own_logger(overrides):
         group, _, value = override.partition("=")
         if group in _OWN_OBJECTS and ":" in value and "," not in value:
             key = _OWN_OBJECTS[group]
@@ -88,6 +87,44 @@ def own_objects(overrides: Sequence[str]) -> list[str]:
         else:
             made.append(override)
     return [f"++{o}" if o.startswith(tuple(prefixes)) and prefixes else o for o in made]
+
+
+def _own_logger(overrides: Sequence[str]) -> list[str]:
+    """Write the settings of loggers in Hydra's terms: those of NAME are under ``logger.NAME``.
+
+    ``logger=my_module:MyTracker logger.tag=x`` names one of the user's own, alone or in a list. Where one logger is
+    chosen, its name may be left out: ``logger=wandb logger.mode=online``.
+    """
+    choice = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] == "logger"), "jsonl")
+    names = [n.strip() for n in choice.removeprefix("[").removesuffix("]").split(",") if n.strip()]
+    own = [n for n in names if ":" in n]
+    if len(own) > 1:
+        raise ConfigError(
+            f"one logger of your own can be named, got {', '.join(own)}; give each a file logger/NAME.yaml in a folder "
+            "of --config-dir that begins with `# @package logger.NAME`"
+        )
+    names = ["custom" if ":" in n else n for n in names]
+    alone = names[0] if len(names) == 1 and names[0] in group_choices("logger") else None
+    made: list[str] = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        plain = key.lstrip("+~")
+        marks = key[: len(key) - len(plain)]
+        inside = plain.removeprefix("logger.")
+        if key == "logger" and own:
+            chosen = ",".join(names)
+            made += [
+                f"logger=[{chosen}]" if value.startswith("[") else f"logger={chosen}",
+                f"logger.custom.name={own[0]}",
+            ]
+        elif inside != plain and alone and inside.partition(".")[0] not in group_choices("logger"):
+            free = "++" if alone == "custom" and not marks and inside != "name" else marks
+            made.append(f"{free}logger.{alone}.{inside}{equals}{value}")
+        elif own and inside.startswith("custom.") and not marks and inside != "custom.name":
+            made.append(f"++{override}")
+        else:
+            made.append(override)
+    return made
 
 
 def search_path(folders: Sequence[str]) -> list[str]:
@@ -125,7 +162,7 @@ def explain_overrides(args: Sequence[str]) -> None:
             raise ConfigError(f"{text} names several values; for one run of each put -m first: steca run -m {text}")
         if key in groups(folders):
             known = group_choices(key, folders)
-            for choice in values or [str(override.value())]:
+            for choice in values or _chosen(override.value(), key):
                 if choice not in known and not (choice in ("null", "None") and key in _OPTIONAL_GROUPS):
                     raise UnknownNameError(explain_unknown(key, choice, known))
         single.append(f"{text.partition('=')[0]}={values[0]}" if values else text)
@@ -144,6 +181,15 @@ def _explain_renamed(texts: Sequence[str]) -> None:
                 raise UnknownNameError(f"{old} is now called {new}")
             if new and "=" not in old and (key == old or key.startswith(f"{old}.")):
                 raise UnknownNameError(f"{key} is now called {new + key[len(old) :]}")
+
+
+def _chosen(value: Any, group: str) -> list[str]:
+    """The choices that an override makes: one, or several loggers."""
+    if not isinstance(value, list):
+        return [str(value)]
+    if group != "logger":
+        raise ConfigError(f"{group} takes one choice, got {value}; for one run of each: steca run -m {group}=a,b")
+    return list(map(str, value))
 
 
 def _swept(override: Any) -> list[str]:

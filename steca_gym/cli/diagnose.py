@@ -14,7 +14,6 @@ of `steca run`; docs/diagnosis.md explains each line.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from steca_gym.cli.composing import compose, explain_overrides
@@ -87,7 +86,7 @@ def main(args: list[str]) -> int:
         step_rewards=rewards,
         prompt=context.prompt,
         num_envs=config.collector.num_envs,
-        on_progress=lambda what: print(f"  {what}", file=sys.stderr, flush=True),
+        on_progress=lambda what: context.say(f"  {what}"),
     )
     print(json.dumps(found.as_dict(), indent=1) if own["form"] == "json" else "\n".join(found.lines()))
     return 0

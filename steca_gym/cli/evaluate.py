@@ -4,6 +4,8 @@
   steca evaluate run=runs/mine env.num_eval_tasks=500    another evaluation of the same model
   steca evaluate model=PATH_OR_NAME env=household        a model folder, checkpoint or name, zero-shot
   steca evaluate agent=random env=household              an agent without a model, or an endpoint (agent=openai ...)
+  steca evaluate model=PATH env=household panel=runs/mine/panel.json      the games of another evaluation, or a refusal
+  steca evaluate model=PATH env=alfworld panel=alfworld_seen_50           rules that papers evaluate by
 
 Takes the overrides of `steca run`. An evaluation with equal settings is done once; its table is printed again.
 """

@@ -11,6 +11,8 @@ from steca_gym.cli.composing import compose, conf_roots, group_choices, groups
 
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?P<value>[^#]*)(?:#\s*(?P<comment>.*))?$")
 
+_PACKAGE = re.compile(r"# @package ([\w.]+)")
+
 
 def run_help(overrides: Sequence[str], folders: Sequence[str]) -> str:
     """The text for the composed configuration."""
@@ -67,6 +69,8 @@ def _comments(folders: Sequence[str], chosen: dict[str, str]) -> dict[str, str]:
     for file in sorted(files, key=lambda f: chosen.get(f.parent.name) != f.stem):
         group = "" if file.parent in conf_roots(folders) else file.parent.name
         inside = _file_comments(file)
+        if (package := _PACKAGE.match(file.read_text(encoding="utf-8"))) is not None:
+            group = package[1]
         if group == "training":
             for stage in ("warm_up", "train"):
                 found.update({f"agent.{stage}.{k}": c for k, c in inside.items()})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 Job = Callable[["Runner"], "EvaluationReport | None"]
 
+_MULTIRUN = ("-m", "--multirun")
+_SWEPT = re.compile(r"^[^\[{(]*,|^(choice|range|interval|glob)\(")
+"""a value that names several: ``a,b``, ``range(3)``; not ``[a,b]``"""
 _PASSIVE = ("--hydra-help", "--cfg", "-c", "--info", "--resolve", "--package", "-p")
 
 
@@ -39,7 +44,9 @@ def run_jobs(command: str, args: Sequence[str], job: Job, *, help_text: str, ext
         help_text: printed above groups and keys by ``--help``.
         extra: keys of the configuration that are set after composing, without Hydra's quoting.
     """
+    args, rules = with_panel(args)
     args, folders, fixed = with_stored(args)
+    fixed.update(rules)
     fixed.update(extra)
     if "--help" in args or "-h" in args:
         overrides = [a for a in without_config_dirs(args) if not a.startswith("-")]
@@ -85,32 +92,40 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
+    from steca_gym.sweeps import JobOutcome, failure_lines, register, take_outcomes
+
+    register()
+    take_outcomes()
     codes: list[int] = []
 
     @hydra.main(version_base="1.3", config_path="pkg://steca_gym.conf", config_name="config")
-    def main(cfg: DictConfig) -> None:
+    def main(cfg: DictConfig) -> JobOutcome:
+        # A sweep's jobs may run elsewhere: what became of one is what it returns.
         from steca_gym.cli import missing_extras, storage_errors
-        from steca_gym.runs import Runner
 
+        code, line, value = 0, "", math.nan
         # A failing job of a sweep must not take its siblings along, and Hydra would print a stack for it.
         try:
             with open_dict(cfg):
-                for key, value in fixed.items():
-                    OmegaConf.update(cfg, key, value, force_add=True)
+                for key, given in fixed.items():
+                    OmegaConf.update(cfg, key, given, force_add=True)
             with (
                 storage_errors(),
                 missing_extras(),
-                Runner.open(cfg, overrides=task_overrides(), config_dirs=folders) as runner,
+                opened(cfg, overrides=task_overrides(), config_dirs=folders, sweep=sweep_name(args)) as runner,
             ):
-                show(runner, job(runner))
+                report = job(runner)
+                show(runner, report)
+                value = _objective(report)
                 runner.context.console.print(f"run: {runner.folder}", markup=False, highlight=False, soft_wrap=True)
-            codes.append(0)
         except errors.StecaError as error:
-            print(f"steca: {' '.join(str(error).split())}", file=sys.stderr)
-            codes.append(exit_code(error))
+            code, line = exit_code(error), " ".join(str(error).split())
         except OmegaConfBaseException as error:
-            print(f"steca: a setting does not resolve: {redact(' '.join(str(error).split()))}", file=sys.stderr)
-            codes.append(2)
+            code, line = 2, f"a setting does not resolve: {redact(' '.join(str(error).split()))}"
+        if code:
+            print(f"steca: {line}", file=sys.stderr)
+        codes.append(code)
+        return JobOutcome(value, code, line)
 
     hydra_args = [a for a in args if not a.startswith("--config-dir=")]
     hydra_args = own_objects(without_config_dirs(hydra_args))
@@ -133,7 +148,54 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
         sys.argv = old
-    return max(codes, default=0)
+    outcomes = take_outcomes()
+    for line in failure_lines(outcomes):
+        print(f"steca: {line}" if not line.startswith(" ") else line, file=sys.stderr)
+    return max([*codes, *(o.code for o in outcomes)], default=0)
+
+
+def _objective(report: EvaluationReport | None) -> float:
+    """What a sweeper that optimizes is told: the figure that it names, else success."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from steca_gym.sweeps.objective import objective_of
+
+    if report is None:
+        return math.nan
+    hydra: Any = HydraConfig.get() if HydraConfig.initialized() else OmegaConf.create()
+    return objective_of(report.as_dict(), str(OmegaConf.select(hydra, "sweeper.objective", default="success")))
+
+
+@contextlib.contextmanager
+def opened(
+    cfg: DictConfig, *, overrides: Sequence[str], config_dirs: Sequence[str], sweep: str = ""
+) -> Iterator[Runner]:
+    """A runner for a composed configuration, with other libraries' bars and warnings kept out of its view."""
+    from steca_gym.runs import Runner
+    from steca_gym.runs.quiet import undisturbed
+
+    with (
+        Runner.open(cfg, overrides=overrides, config_dirs=config_dirs, sweep=sweep) as runner,
+        undisturbed(runner.folder),
+    ):
+        yield runner
+
+
+def sweep_name(args: Sequence[str]) -> str:
+    """A name for the sweep that the arguments start, equal whenever they are: a killed sweep continues under it.
+
+    Empty for a single run. The name says what is swept: ``sweep-method-seed-1a2b3c``.
+    """
+    from steca_gym.settings import digest
+
+    given = set(without_config_dirs(args))
+    if not given & set(_MULTIRUN):
+        return ""
+    # Where the jobs run does not make another sweep of it.
+    overrides = sorted(a for a in given - set(_MULTIRUN) if not a.startswith("hydra"))
+    swept = [key.rpartition(".")[2] for key, _, value in (o.partition("=") for o in overrides) if _SWEPT.search(value)]
+    return "-".join(["sweep", *swept, digest(overrides)[:6]])[:100]
 
 
 def show(runner: Runner, report: EvaluationReport | None) -> None:
@@ -180,6 +242,27 @@ def with_stored(args: Sequence[str]) -> tuple[list[str], list[str], dict[str, An
         kept += [f"--config-dir={d}" for d in folders]
     find_user_modules(kept)
     return stored + kept, folders, fixed
+
+
+def with_panel(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take ``panel=FILE.json`` out (``panel=NAME`` is a choice of ``conf/panel``).
+
+    Returns:
+        The other arguments, and keys to set after composing: where the file lies, and its rules, unless the command
+        gives them itself.
+    """
+    from steca_gym.evaluation.panel import read_panel
+
+    kept = [a for a in args if not (a.startswith("panel=") and a.endswith(".json"))]
+    files = [a.partition("=")[2] for a in args if a not in kept]
+    if not files:
+        return kept, {}
+    panel = read_panel(Path(files[-1]))
+    given = {a.partition("=")[0].lstrip("+~") for a in kept}
+    extra: dict[str, Any] = {"env.panel": files[-1], "env.eval_split": panel.split}
+    if "run" not in given:
+        extra |= {f"env.kwargs.{key}": value for key, value in panel.rules.items()}
+    return kept, {key: value for key, value in extra.items() if key not in given}
 
 
 def task_overrides() -> list[str]:

@@ -124,7 +124,7 @@ class AskAlongExperts(Stage):
                 nonlocal num_done
                 assert isinstance(result, Asked)
                 num_done += 1
-                on_progress(num_done, context.ledger.cost.line())
+                on_progress(num_done)
                 if result.error:
                     broken.append(result.error)
                 if result.error.startswith(TURN_BROKE):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from steca_gym.distances import Encoder
     from steca_gym.env import TextEnv
     from steca_gym.step_rewards import Judge
-    from steca_gym.tracking import Tracker
+    from steca_gym.tracking import CompositeTracker
     from steca_gym.training import Trainer, TrainReport, TrainSettings
     from steca_gym.training.settings import OptimizationSettings
     from steca_gym.trajectory import WeightedTrajectory
@@ -73,6 +73,12 @@ class EnvConfig:
     eval_split: str = "valid_seen"
     num_eval_tasks: int = 140
     """games of an evaluation, >= 1"""
+    held_out_types: tuple[str, ...] = ()
+    """task types that training never plays, and that alone are evaluated; empty: all types everywhere"""
+    panel: str | None = None
+    """file of a panel: the evaluation plays its games, by its rules and with its seed, or is refused"""
+    panel_name: str = ""
+    """label of the evaluation, set by the choices of ``conf/panel``"""
     twins: Literal["refuse", "report"] = "refuse"
     """games that read and are solved like a training task under another id: refused, or counted and reported"""
     num_envs: int | None = None
@@ -178,7 +184,8 @@ Record = dict[str, Any]
 """what a stage reports: plain data for ``run.json``"""
 
 OnProgress = Callable[..., None]
-"""called with how many are done, a note, and optionally a new total"""
+"""called with how many are done; optionally with a note, a new ``total``, ``won`` of ``num_played`` episodes, and
+further ``metrics`` for trackers"""
 
 
 class Context(Protocol):
@@ -208,7 +215,7 @@ class Context(Protocol):
         ...
 
     @property
-    def tracker(self) -> Tracker:
+    def tracker(self) -> CompositeTracker:
         """Where metrics go."""
         ...
 
@@ -221,8 +228,11 @@ class Context(Protocol):
         """Show lines to the user."""
         ...
 
-    def progress(self, title: str, total: int | None) -> AbstractContextManager[OnProgress]:
-        """A progress bar."""
+    def progress(self, title: str, total: int | None, *, tracked: bool = True) -> AbstractContextManager[OnProgress]:
+        """Shows how far a piece of work is, what it costs and how long it will take.
+
+        ``tracked``: the tracker gets the same figures; False for work that logs its own.
+        """
         ...
 
     def task_ids(self, split: str, limit: int) -> list[str]:
@@ -250,7 +260,6 @@ class Context(Protocol):
         agent: Agent,
         *,
         split: str | None = None,
-        on_progress: Callable[[int, str], None] | None = None,
         on_episode: Callable[[Episode], None] | None = None,
     ) -> Collector:
         """A collector over the run's environments and executor."""

@@ -20,6 +20,7 @@ from steca_gym.methods.base import reported
 from steca_gym.methods.context import Context, Record, RunConfig
 from steca_gym.methods.stages import ModelStage, demonstrations, engine_settings, report_broken, train_settings
 from steca_gym.settings import digest
+from steca_gym.statistics import wilson
 from steca_gym.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -151,8 +152,8 @@ class OnlineTraining(ModelStage):
 
     Tasks are those with a demonstration, in an order drawn with the run's seed. The episodes of a group begin in one
     state. A killed run resumes after the last saved step and ends with the same weights. Metrics of every step go to
-    the tracker and to ``online.curve.json``: ``success_rate``, ``mean_score``, ``mean_length`` (turns), and those of
-    the trainer.
+    the tracker and to ``online.curve.json``: ``success_rate`` (with its 95 % interval), ``mean_score``, ``mean_length``
+    (turns), and those of the trainer.
     """
 
     name = "online"
@@ -205,15 +206,22 @@ class OnlineTraining(ModelStage):
             curve = earlier[: trainer.num_steps]
         tasks = TaskOrder([e.task_id for e in experts], seed=context.config.seed)
         by_task = {e.task_id: e for e in experts}
-        with context.collector(agent) as collector, context.progress("online steps", rollout.num_steps) as on_progress:
+        with (
+            context.collector(agent) as collector,
+            context.progress("online steps", rollout.num_steps, tracked=False) as on_progress,
+        ):
             while trainer.num_steps < rollout.num_steps:
                 step = trainer.num_steps
                 chosen = [by_task[t] for t in tasks.take(step * rollout.num_tasks, rollout.num_tasks)]
                 groups = self._play(context, collector, chosen, step)
                 episodes = [e.trajectory for group in groups for e in group]
                 made = self.advantages(groups, trainer)
+                won = sum(t.won for t in episodes)
+                low, high = wilson(won, len(episodes))
                 metrics = {
-                    "success_rate": sum(t.won for t in episodes) / len(episodes),
+                    "success_rate": won / len(episodes),
+                    "success_rate_low": low,
+                    "success_rate_high": high,
                     "mean_score": sum(t.score for t in episodes) / len(episodes),
                     "mean_length": sum(map(len, episodes)) / len(episodes),
                     **self.advantages.metrics,
@@ -221,7 +229,7 @@ class OnlineTraining(ModelStage):
                 }
                 curve.append(metrics)
                 context.tracker.log(metrics, phase=self.name, step=trainer.num_steps)
-                on_progress(trainer.num_steps, f"success {metrics['success_rate']:.2f}; {context.ledger.cost.line()}")
+                on_progress(trainer.num_steps, won=won, num_played=len(episodes))
                 if trainer.num_steps % rollout.save_every_steps == 0 or trainer.num_steps == rollout.num_steps:
                     self._save(context, trainer, {"of": of, "steps": curve}, folder)
         provenance.record(folder, fingerprint=experts[0].fingerprint, task_ids=by_task, base=base)

@@ -89,6 +89,7 @@ class Demonstrations(Stage):
                 "prompt": env.prompt,
                 "train_split": env.train_split,
                 "num_train_tasks": env.num_train_tasks,
+                **({"held_out_types": env.held_out_types} if env.held_out_types else {}),
             },
             "expert": config.expert,
         }

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from steca_gym.collectors.episodes import Episode, EpisodeRequest
     from steca_gym.collectors.ledger import Cost
     from steca_gym.distances import Encoder
+    from steca_gym.runs.view import Meter, View
     from steca_gym.step_rewards import Judge
-    from steca_gym.tracking import Tracker
+    from steca_gym.tracking import CompositeTracker
     from steca_gym.training import Trainer, TrainReport, TrainSettings
     from steca_gym.trajectory import WeightedTrajectory
 
@@ -94,11 +95,15 @@ class RunContext:
         config: the typed configuration.
         folder: the run's folder; the caller has made it.
         settings: the composed configuration as plain data, for trackers; None: that of ``config``.
+        sweep: name of the sweep that the run belongs to, for trackers; empty: none.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, *, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, *, settings: Mapping[str, Any] | None = None, sweep: str = ""
+    ) -> None:
         """Make nothing yet: parts are made at first use."""
         self.config = config
+        self.sweep = sweep
         self.folder = folder
         self.model: Path | None = None
         self.settings = dict(settings) if settings is not None else plain(config)
@@ -116,11 +121,16 @@ class RunContext:
     # -- parts ----------------------------------------------------------------------------------------------
 
     @cached_property
-    def console(self) -> Console:
-        """Where progress is shown."""
-        from rich.console import Console
+    def view(self) -> View:
+        """What a person sees."""
+        from steca_gym.runs.view import View
 
-        return Console(stderr=True)
+        return View()
+
+    @property
+    def console(self) -> Console:
+        """Where results are shown, whatever the view is."""
+        return self.view.console
 
     @cached_property
     def buffer(self) -> CalibrationBuffer:
@@ -145,41 +155,51 @@ class RunContext:
         return made
 
     @cached_property
-    def tracker(self) -> Tracker:
+    def tracker(self) -> CompositeTracker:
         """Where metrics go; a failing tracker never stops the run."""
         from steca_gym.tracking import make_tracker
 
-        return make_tracker(self.config.logger, folder=self.folder, settings=redact_data(self.settings))
+        made = make_tracker(
+            self.config.logger, folder=self.folder, settings=redact_data(self.settings), sweep=self.sweep
+        )
+        self.say(*made.opening_lines())
+        return made
 
     @cached_property
     def prompt(self) -> Prompt:
         """What stands before every episode."""
         return self.config.env.prompt.prompt()
 
-    def close(self) -> None:
-        """Flush and close what was opened."""
+    def close(self, failure: BaseException | None = None) -> None:
+        """Flush and close what was opened; ``failure``: what ended the run early, for trackers."""
         # Made at first use: closing must not make what failed to be made.
-        for name, close in (("tracker", "finish"), ("executor", "close"), ("buffer", "close")):
+        if "tracker" in self.__dict__:
+            if failure is not None:
+                self.tracker.failed(" ".join(str(failure).split()) or type(failure).__name__)
+            self.tracker.finish()
+            self.say(*self.tracker.closing_lines())
+        for name in ("executor", "buffer"):
             if name in self.__dict__:
-                getattr(self.__dict__[name], close)()
+                self.__dict__[name].close()
 
     # -- what a person sees ---------------------------------------------------------------------------------
 
     def say(self, *lines: str) -> None:
         """Show lines; texts from outside are shown as they are."""
-        for line in lines:
-            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self.view.say(*lines)
 
     @contextlib.contextmanager
-    def progress(self, title: str, total: int | None) -> Iterator[OnProgress]:
-        """A progress bar; the yielded function takes how many are done, what is going on, and a new total."""
-        from rich.markup import escape
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    def progress(self, title: str, total: int | None, *, tracked: bool = True) -> Iterator[OnProgress]:
+        """Show how far a piece of work is; the yielded function takes what ``runs.view.Meter.update`` takes.
 
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True) as bar:
-            task = bar.add_task(escape(title), total=total, note="")
-            yield lambda done, note, total=total: bar.update(task, completed=done, note=escape(note), total=total)
+        ``tracked``: the tracker gets success so far and cost as well, under ``<stage>/progress``.
+        """
+
+        def track(meter: Meter) -> None:
+            self.tracker.log(meter.figures(), phase=f"{self.ledger.current_phase}/progress", step=meter.done)
+
+        with self.view.progress(title, total, self.ledger, on_share=track if tracked else None) as on_progress:
+            yield on_progress
 
     # -- environments and agents ----------------------------------------------------------------------------
 
@@ -190,7 +210,10 @@ class RunContext:
             return make_env(env.id, env.kwargs, split or env.train_split)
 
     def task_ids(self, split: str, limit: int) -> list[str]:
-        """Tasks of a split in an order drawn with the run's seed, at most ``limit``."""
+        """Tasks of a split in an order drawn with the run's seed, at most ``limit``.
+
+        Where ``env.held_out_types`` names types, the split that is evaluated has only these, any other split none.
+        """
         import numpy as np
 
         env = self.make_env(split)
@@ -201,8 +224,29 @@ class RunContext:
                 env.close()
         if not ids:
             raise DataError(f"split {split!r} of {self.config.env.id!r} has no tasks; choose another split")
-        order = np.random.default_rng(self.config.seed).permutation(len(ids))
-        return [ids[i] for i in order[:limit]]
+        order = [ids[i] for i in np.random.default_rng(self.config.seed).permutation(len(ids))]
+        held_out = self.config.env.held_out_types
+        return order[:limit] if not held_out else self._of_types(split, order, limit, held_out)
+
+    def _of_types(self, split: str, task_ids: Sequence[str], limit: int, held_out: Sequence[str]) -> list[str]:
+        """The first tasks of a split that are (evaluation) or are not (all else) of these types; begins each."""
+        wanted = split == self.config.env.eval_split
+        known, found = set(), list[str]()
+        beginning = foreign_errors(f"beginning tasks of {self.config.env.id!r}")
+        with beginning, contextlib.closing(self.make_env(split)) as env:
+            for task_id in task_ids:
+                _, info = env.reset(seed=0, options={"task_id": task_id})
+                known.add(info["task_type"])
+                if (info["task_type"] in held_out) == wanted:
+                    found.append(task_id)
+                if len(found) == limit:
+                    break
+        if not found:
+            raise DataError(
+                f"split {split!r} has no task {'of' if wanted else 'beside'} the types {', '.join(held_out)} of "
+                f"env.held_out_types; its types: {', '.join(sorted(map(repr, known)))}"
+            )
+        return found
 
     def sampling(self, temperature: float) -> Sampling:
         """Sampling settings of the run's agent at a temperature."""
@@ -263,7 +307,6 @@ class RunContext:
         agent: Agent,
         *,
         split: str | None = None,
-        on_progress: Callable[[int, str], None] | None = None,
         on_episode: Callable[[Episode], None] | None = None,
     ) -> Collector:
         """A collector over the run's environment; ``on_episode`` is called with each episode that ends."""
@@ -276,8 +319,6 @@ class RunContext:
                 on_episode(progress.last)
             if progress.ledger.cost.num_turns >= _NUM_TRIED_TURNS:
                 check_turns(progress.ledger.cost)
-            if on_progress is not None:
-                on_progress(progress.num_finished, progress.ledger.cost.line())
 
         return Collector(
             functools.partial(make_env, env.id, env.kwargs, split or env.train_split),
@@ -294,10 +335,18 @@ class RunContext:
         self, agent: Agent, requests: Sequence[EpisodeRequest], keep: Callable[[Episode], None], title: str
     ) -> None:
         """Play episodes; each is handed to ``keep`` as soon as it ends, so that a killed process loses none of them."""
-        with (
-            self.progress(title, len(requests)) as on_progress,
-            self.collector(agent, on_progress=on_progress, on_episode=keep) as collector,
-        ):
+        num_finished = num_played = won = 0
+
+        def after(episode: Episode) -> None:
+            nonlocal num_finished, num_played, won
+            keep(episode)
+            played = episode.trajectory
+            num_finished += 1
+            num_played += played.status != "error"
+            won += played.won
+            on_progress(num_finished, won=won, num_played=num_played)
+
+        with self.progress(title, len(requests)) as on_progress, self.collector(agent, on_episode=after) as collector:
             collector.run(requests)
 
     # -- calibration ----------------------------------------------------------------------------------------
@@ -357,13 +406,17 @@ class RunContext:
         if measured:
             settings = dataclasses.replace(settings, precision=self.shared.decided("precision", of) or "auto")  # type: ignore[arg-type]
             measured = settings.precision == "auto"
-        with self.progress("training", settings.max_steps) as on_progress:
+        with self.progress(f"training {name}", settings.max_steps, tracked=False) as on_progress:
 
             def on_log(metrics: dict[str, float]) -> None:
                 self.tracker.log(metrics, phase=name, step=int(metrics["step"]))
                 on_progress(int(metrics["step"]), f"loss {metrics['loss']:.3f}", int(metrics["max_steps"]))
 
             report = make_trainer(settings).fit(model, data, output_dir, prompt=self.prompt, on_log=on_log)
+            # A short training ends before anything is logged.
+            on_progress(report.num_steps, f"loss {report.last_loss:.3f}", report.num_steps)
+        speed = f"{report.num_tokens:,} tokens, {report.tokens_per_second:,.0f} tokens/s"
+        self.say(f"  {report.num_steps} steps on {report.num_samples} samples, {speed}, {report.precision}")
         if measured:
             self.shared.decided("precision", of, decide=report.precision)
         return report

@@ -12,40 +12,37 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steca_gym import provenance
-from steca_gym.errors import ConfigError, ContaminationError, StorageError, UnknownNameError, escape_markup
+from steca_gym.errors import ConfigError, ContaminationError, StorageError, UnknownNameError
 from steca_gym.files import write_atomically
-from steca_gym.methods.base import Method, Stage, make_method
+from steca_gym.methods.base import Method, make_method
 from steca_gym.methods.context import Record, RunConfig
-from steca_gym.methods.stages import engine_settings, report_broken, train_settings
+from steca_gym.methods.stages import engine_settings, report_broken
 from steca_gym.registry import explain_unknown
-from steca_gym.runs.context import RunContext, check_parts, check_turns, read_config, short_name
+from steca_gym.runs.context import RunContext, check_turns, read_config
 from steca_gym.runs.folder import RunFolder, StageRecord
 from steca_gym.runs.guard import listed_twins, played_twins, refuse_twins
+from steca_gym.runs.planning import PlannedStage, agent_name, check_settings, method_name, plan, run_folder
+from steca_gym.runs.quiet import no_progress_bars
 from steca_gym.runs.state import RunState
+from steca_gym.runs.tracked import TrackedRun
+from steca_gym.runs.view import counting
 from steca_gym.seeding import evaluation_seed
 from steca_gym.settings import differences, digest, plain
+from steca_gym.tracking import results_are_awaited
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from steca_gym.collectors.episodes import Episode
     from steca_gym.evaluation import EvaluationReport
+    from steca_gym.evaluation.panel import Panel
 
 EVALUATION = "evaluation"
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedStage:
-    """A stage with its key."""
-
-    stage: Stage
-    key: str
-    depends_on: Mapping[str, Any]
 
 
 class Runner:
@@ -59,6 +56,7 @@ class Runner:
         settings: the composed configuration as plain data.
         overrides: of the command, kept in the record so that ``run=PATH`` can repeat it.
         config_dirs: the user's own folders of configurations, kept as well.
+        sweep: name of the sweep that the run belongs to, for trackers; empty: none.
 
     Raises:
         ConfigError: settings that do not fit, a folder that holds a run with other settings, or one that another
@@ -72,10 +70,12 @@ class Runner:
         settings: Mapping[str, Any],
         overrides: Sequence[str] = (),
         config_dirs: Sequence[str] = (),
+        sweep: str = "",
     ) -> None:
         """Check every setting, then make or re-enter the run's folder."""
         from steca_gym import __version__
 
+        no_progress_bars()
         self.config = config
         self.method: Method = make_method(config.method)
         self.method_name = method_name(config)
@@ -91,7 +91,7 @@ class Runner:
             "settings": settings,
         }
         self.state = RunState(folder, blank=blank)
-        self.context = RunContext(config, folder, settings=settings)
+        self.context = RunContext(config, folder, settings=settings, sweep=sweep)
         self._twins: list[str] = []
         try:
             self._check_fits(settings, overrides)
@@ -100,10 +100,12 @@ class Runner:
             raise
 
     @classmethod
-    def open(cls, cfg: DictConfig, *, overrides: Sequence[str] = (), config_dirs: Sequence[str] = ()) -> Runner:
+    def open(
+        cls, cfg: DictConfig, *, overrides: Sequence[str] = (), config_dirs: Sequence[str] = (), sweep: str = ""
+    ) -> Runner:
         """From a composed configuration."""
         config, settings = read_config(cfg)
-        return cls(config, settings=settings, overrides=overrides, config_dirs=config_dirs)
+        return cls(config, settings=settings, overrides=overrides, config_dirs=config_dirs, sweep=sweep)
 
     @property
     def folder(self) -> Path:
@@ -114,10 +116,10 @@ class Runner:
         """Return the runner."""
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         """Close what was opened and let go of the folder."""
         try:
-            self.context.close()
+            self.context.close(error)
         finally:
             self.state.release()
 
@@ -182,6 +184,7 @@ class Runner:
                 continue
             self._play_stage(planned)
             if planned.stage.name == until:
+                self.tracked.costs(RunFolder(self.folder).cost())
                 return None
         if self.config.agent.trainable and self.context.model is None:
             self.context.model = self._initial_model()
@@ -211,13 +214,20 @@ class Runner:
             "steca evaluate model=PATH"
         )
 
+    @cached_property
+    def tracked(self) -> TrackedRun:
+        """What the run's tracker gets beyond what its stages log themselves."""
+        return TrackedRun(self.context, [p.stage.name for p in self.plan])
+
     def _play_stage(self, planned: PlannedStage) -> None:
         stage, key = planned.stage, planned.key
         record = self.state.record.stages.get(stage.name)
         if record is None:
-            with self.context.shared.holding(stage.name, key):
+            waits = f"{stage.title or stage.name}: another run does it; waiting to take it over"
+            with self.context.shared.holding(stage.name, key, on_wait=lambda: self.context.say(waits)):
                 record = self._adopt(planned) or self._do(planned)
             self.context.shared.publish(stage.name, key, self.folder)
+            self.tracked.stage(record, list(self.state.record.stages.values()))
         if record.model is not None:
             self.context.model = self.folder / record.model
 
@@ -231,7 +241,6 @@ class Runner:
         record = dataclasses.replace(held, shared_from=held.shared_from or source.name)
         self.state.put_stage(record)
         self.context.say(f"{stage.title or stage.name}: taken over from {source.name}")
-        self._log(record)
         return record
 
     def _do(self, planned: PlannedStage) -> StageRecord:
@@ -249,13 +258,7 @@ class Runner:
             result=plain(result),
         )
         self.state.put_stage(record)
-        self._log(record)
         return record
-
-    def _log(self, record: StageRecord) -> None:
-        figures = {**record.result, "seconds": record.seconds}
-        metrics = {k: float(v) for k, v in figures.items() if isinstance(v, int | float)}
-        self.context.tracker.log(metrics, phase=record.name)
 
     @contextlib.contextmanager
     def accounting(self, name: str, title: str) -> Iterator[tuple[Record, dict[str, float]]]:
@@ -268,7 +271,7 @@ class Runner:
             AgentError: every turn was empty or overlong; what was played is kept.
         """
         context = self.context
-        context.console.print(f"[bold]{escape_markup(title)}[/bold]")
+        context.view.say(title, style="bold")
         result: Record = {}
         spent: dict[str, float] = {}
         start = time.perf_counter()
@@ -294,16 +297,14 @@ class Runner:
             spent.update(add_up())
         counters = {k: v for k, v in spent.items() if k not in ("seconds", "elapsed")}
         line = type(cost)(**counters).line()  # type: ignore[arg-type]
-        context.console.print(
-            f"  [dim]{escape_markup(title)}: {spent['elapsed']:.0f} s; {line}[/dim]", highlight=False, soft_wrap=True
-        )
+        context.view.say(f"  {title}: {spent['elapsed']:.0f} s; {line}", style="dim")
 
     # -- evaluation -----------------------------------------------------------------------------------------
 
     def _check_evaluation(self) -> None:
         """Raise early where the evaluation could not be played: a split without tasks, or games that are trained on."""
         env = self.config.env
-        games = self.context.task_ids(env.eval_split, env.num_eval_tasks)
+        games = self._games()
         if not self.plan:
             self.context.task_ids(env.train_split, 1)  # a mistyped name is found here, though nothing is trained
         if self.plan and (self.config.agent.trainable or env.eval_split == env.train_split):
@@ -318,11 +319,52 @@ class Runner:
                 twins = listed_twins(self.context.make_env, (env.train_split, sorted(played)), (env.eval_split, games))
                 refuse_twins(twins or (), len(games))
 
+    def _games(self) -> list[str]:
+        """What an evaluation plays, in order: the panel's games, or some of the split."""
+        env = self.config.env
+        if self._panel is not None:
+            return self._panel.task_ids
+        return self.context.task_ids(env.eval_split, env.num_eval_tasks)
+
+    @cached_property
+    def _panel(self) -> Panel | None:
+        """The panel that was asked for; raises ConfigError or DataError where it does not fit this run."""
+        from steca_gym.evaluation.panel import check_panel, read_panel
+
+        if self.config.env.panel is None:
+            return None
+        panel = read_panel(Path(self.config.env.panel))
+        check_panel(panel, self._panel_here(panel.split, panel.task_ids, panel.seed))
+        if panel.split != self.config.env.eval_split:
+            raise ConfigError(
+                f"the panel's games are of split {panel.split!r}, this run evaluates {self.config.env.eval_split!r}; "
+                f"set env.eval_split={panel.split}"
+            )
+        return panel
+
+    def _panel_here(self, split: str, task_ids: Sequence[str], seed: int) -> Panel:
+        from steca_gym.evaluation.panel import make_panel
+
+        env = self.config.env
+        with contextlib.closing(self.context.make_env(split)) as probe:
+            return make_panel(
+                probe,
+                task_ids,
+                env_id=env.id,
+                kwargs=env.kwargs,
+                split=split,
+                prompt=digest(env.prompt),
+                seed=seed,
+                name=env.panel_name,
+            )
+
     def evaluation_settings(self) -> dict[str, Any]:
         """What an evaluation depends on, beyond the stages before it."""
         config, env = self.config, self.config.env
         return {
             "seed": config.seed,
+            **({"panel": self._panel.key} if self._panel is not None else {}),
+            **({"held_out_types": env.held_out_types} if env.held_out_types else {}),
             "env": {"id": env.id, "kwargs": env.kwargs, "prompt": env.prompt, "eval_split": env.eval_split},
             "agent.model": config.agent.model,
             **engine_settings(config),
@@ -343,28 +385,36 @@ class Runner:
         }
         key = digest([games_key, asked])
         file = self.folder / "evaluations" / f"{key}.json"
+        panel_file = file.with_suffix(".panel.json")
         known = self.state.record.evaluations.get(key)
         if known is not None and file.exists():
             report = read_report(file)
+            if results_are_awaited():
+                self.tracked.evaluation(report)
         else:
             report = self._evaluate_anew(games_key)
             file.parent.mkdir(exist_ok=True)
+            seed = self.config.seed if self._panel is None else self._panel.seed
+            panel = self._panel or self._panel_here(env.eval_split, [g.task_id for g in report.games], seed)
+            panel.write(panel_file)
             text = json.dumps(report.as_dict(), indent=1)
             write_atomically(file, text)
             entry = {
                 "file": str(file.relative_to(self.folder)),
                 "split": env.eval_split,
+                "panel": {"key": panel.key, "name": panel.name, "file": str(panel_file.relative_to(self.folder))},
                 "twins": self._twins,
                 "depends_on": {**self.evaluation_settings(), **asked},
                 "cost": report.cost.get(EVALUATION, {}),
             }
             unfinished = {k: v for k, v in self.state.record.unfinished.items() if k != EVALUATION}
             self.state.update(evaluations={**self.state.record.evaluations, key: entry}, unfinished=unfinished)
-            self._log_evaluation(report)
-        latest = self.folder / "evaluation.json"
-        text = file.read_text(encoding="utf-8")
-        if not latest.exists() or latest.read_text(encoding="utf-8") != text:
-            write_atomically(latest, text)
+            self.tracked.evaluation(report)
+        for latest, kept in (("evaluation.json", file), ("panel.json", panel_file)):
+            if kept.exists():  # evaluations of earlier versions have no panel
+                text = kept.read_text(encoding="utf-8")
+                if not (self.folder / latest).exists() or (self.folder / latest).read_text(encoding="utf-8") != text:
+                    write_atomically(self.folder / latest, text)
         return report
 
     def _evaluate_anew(self, games_key: str) -> EvaluationReport:
@@ -372,9 +422,11 @@ class Runner:
 
         context, env, model = self.context, self.config.env, self.context.model
         split = env.eval_split
-        task_ids = context.task_ids(split, env.num_eval_tasks)
+        task_ids = self._games()
+        seed = self.config.seed if self._panel is None else self._panel.seed
         stored = f"games:{games_key}"
-        with self.accounting(EVALUATION, f"evaluation: {len(task_ids)} games of {split}") as (result, spent):
+        named = f" ({label})" if (label := env.panel_name or (self._panel.name if self._panel else "")) else ""
+        with self.accounting(EVALUATION, f"evaluation: {len(task_ids)} games of {split}{named}") as (result, spent):
             forbidden = context.buffer.used_task_ids() if self.plan else set()
             if model is not None:
                 with contextlib.closing(context.make_env(split)) as probe:
@@ -383,34 +435,48 @@ class Runner:
             refuse_tainted(task_ids, forbidden)
             agent = context.agent(model)
             # The yardstick's cost is not the agent's.
-            with context.ledger.phase("yardstick"), context.collector(context.expert(), split=split) as collector:
+            with context.ledger.phase("yardstick"):
                 # The agent's episodes have the same seeds: both play the same game.
-                seeds = {t: evaluation_seed(self.config.seed, t) for t in task_ids}
+                seeds = {t: evaluation_seed(seed, t) for t in task_ids}
                 requests = [dataclasses.replace(context.request(t), seed=seeds[t]) for t in task_ids]
-                experts = [e.trajectory for e in collector.run(requests)]
+                with (
+                    context.progress("the expert's games", len(requests), tracked=False) as on_progress,
+                    context.collector(context.expert(), split=split, on_episode=counting(on_progress)) as collector,
+                ):
+                    experts = [e.trajectory for e in collector.run(requests)]
             self._twins = played_twins(context.buffer.trajectories(kind="expert"), experts) if self.plan else []
             if self._twins and env.twins == "refuse":
                 refuse_twins(self._twins, len(task_ids))
             elif self._twins:
                 context.say(f"  {len(self._twins)} of {len(task_ids)} games read and are solved like a training task")
 
-            def keep(episode: Episode) -> None:
-                # The stress test's histories are not the agent's own: only whole games are kept.
-                played = episode.trajectory.with_id()
-                if episode.request.start is None and not episode.request.script and played.status != "error":
-                    context.buffer.add_trajectories([played], kind=EVALUATION, done=(stored, [played.trajectory_id]))
-
             ids = context.buffer.done(stored)
             earlier = [t for t in context.buffer.trajectories(kind=EVALUATION) if t.trajectory_id in ids]
             settings = EvaluationSettings(sampling=context.sampling(0.0), **dataclasses.asdict(self.config.evaluation))
+            wins, num_stress = [t.won for t in earlier], 0
+
+            def keep(episode: Episode) -> None:
+                nonlocal num_stress
+                # The stress test's histories are not the agent's own: only whole games are kept.
+                played = episode.trajectory.with_id()
+                if episode.request.start is not None or episode.request.script:
+                    num_stress += 1
+                else:
+                    wins.append(played.won)
+                    if played.status != "error":
+                        done = (stored, [played.trajectory_id])
+                        context.buffer.add_trajectories([played], kind=EVALUATION, done=done)
+                note = f"stress test: {num_stress} episodes" if num_stress else ""
+                on_progress(len(wins), note, won=sum(wins), num_played=len(wins))
+
             with (
                 context.progress("games", len(task_ids)) as on_progress,
-                context.collector(agent, split=split, on_progress=on_progress, on_episode=keep) as collector,
+                context.collector(agent, split=split, on_episode=keep) as collector,
             ):
                 report = evaluate(
                     collector,
                     task_ids,
-                    seed=self.config.seed,
+                    seed=seed,
                     expert_trajectories=[e for e in experts if e.won],
                     forbidden_task_ids=forbidden,
                     played=earlier,
@@ -423,55 +489,3 @@ class Runner:
         elapsed = spent.pop("elapsed")
         cost = {**RunFolder(self.folder).cost(), EVALUATION: {**spent, "seconds": round(elapsed, 2)}}
         return dataclasses.replace(report, cost=cost)
-
-    def _log_evaluation(self, report: EvaluationReport) -> None:
-        figures = {k: float(v) for k, v in report.as_dict().items() if isinstance(v, int | float)}
-        self.context.tracker.log(figures, phase=EVALUATION)
-        self.context.tracker.summary(figures)
-
-
-def plan(method: Method, config: RunConfig) -> list[PlannedStage]:
-    """The stages that apply, with their keys."""
-    planned: list[PlannedStage] = []
-    key = ""
-    for stage in method.stages():
-        if stage.applies(config):
-            depends_on = stage.depends_on(config)
-            key = digest([key, stage.name, depends_on])
-            planned.append(PlannedStage(stage, key, depends_on))
-    return planned
-
-
-def check_settings(planned: Sequence[PlannedStage], config: RunConfig) -> None:
-    """Raise ConfigError for settings that a later stage would refuse; cheap, and before anything is played."""
-    check_parts(config)
-    for p in planned:
-        p.stage.check(config)
-    for which in ("warm_up", "train"):
-        if getattr(config.agent, which) is not None:
-            train_settings(config, which)
-
-
-def run_folder(config: RunConfig, planned: Sequence[PlannedStage], name: str) -> Path:
-    """``run_dir``, or a folder below ``runs_root`` whose name follows from what the result depends on."""
-    if config.run_dir:
-        return Path(config.run_dir).expanduser()
-    world = short_name(config.env.id.split("/")[-1].split("-v")[0].lower())
-    if planned:
-        what, key = short_name(name), planned[-1].key
-    else:
-        what, key = short_name(agent_name(config)), digest([config.env.id, config.env.kwargs, config.agent])
-    return Path(config.runs_root).expanduser() / f"{world}-{what}-s{config.seed}-{key}"
-
-
-def method_name(config: RunConfig) -> str:
-    """The method as it was named."""
-    return str(config.method.get("name") or config.method.get("_target_"))
-
-
-def agent_name(config: RunConfig) -> str:
-    """A short name of the acting agent: of its model, or of what makes it."""
-    if config.agent.model is not None:
-        return Path(config.agent.model).name or config.agent.model
-    target = str(config.agent.engine.get("name") or config.agent.engine.get("_target_", "agent"))
-    return target.split(":")[-1].split(".")[-1]

@@ -6,7 +6,8 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -59,28 +60,37 @@ class RunState:
         check_trusted(self.folder, raw)
 
     def _hold(self) -> None:
-        file = (self.folder / "run.lock").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
+        path = self.folder / "run.lock"
+        while True:
+            file = path.open("a+", encoding="utf-8")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read().strip() or "another process, which has just begun"
+                file.close()
+                raise ConfigError(
+                    f"{str(self.folder)!r} is being worked on by {holder}; wait for it, stop it, or choose another "
+                    "run_dir"
+                ) from error
+            # Its holder may have removed the file after we opened it: who opens it next would not see our lock.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break
             file.close()
-            raise ConfigError(
-                f"{str(self.folder)!r} is being worked on by {holder}; wait for it, stop it, or choose another run_dir"
-            ) from error
         file.truncate(0)
-        file.write(f"process {os.getpid()} since {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}")
+        now = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}"
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
         file.flush()
         self._lock = file
 
     def release(self) -> None:
         """Let another process work on the run."""
         if self._lock is not None:
+            with contextlib.suppress(OSError):
+                (self.folder / "run.lock").unlink()  # while it is held: nobody else's is removed
             self._lock.close()
             self._lock = None
-            with contextlib.suppress(OSError):
-                (self.folder / "run.lock").unlink()
 
     @property
     def record(self) -> RunRecord:
@@ -142,8 +152,8 @@ class SharedStages:
             write_atomically(self._index / f"{stage}-{key}.json", json.dumps({"run": folder.name}))
 
     @contextlib.contextmanager
-    def holding(self, stage: str, key: str) -> Iterator[None]:
-        """Hold a key; waits where a sibling holds it."""
+    def holding(self, stage: str, key: str, *, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold a key; waits where a sibling holds it, and calls ``on_wait`` before."""
         try:
             self._index.mkdir(exist_ok=True)
             lock = (self._index / f"{stage}-{key}.lock").open("a", encoding="utf-8")
@@ -151,7 +161,11 @@ class SharedStages:
             yield
             return
         with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def decided(self, what: str, of: Mapping[str, Any], decide: str | None = None) -> str | None:

@@ -85,6 +85,9 @@ def named_code(raw: Mapping[str, Any]) -> Iterator[str]:
         if key.split(".")[0].split("/")[0] == "hydra" or key.startswith("-"):
             yield key
         yield from _in_text(value)
+        if key == "logger":  # the one group that takes a list: [jsonl,module:Object]
+            for name in value.strip("'\"[] ").split(","):
+                yield from _in_text(name.strip())
         yield from (m[1] for m in _TARGET.finditer(override))
         if key.rsplit(".", 1)[-1] == "_target_":
             yield value.strip("'\" ")

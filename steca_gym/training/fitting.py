@@ -178,7 +178,7 @@ def _attempt(
     if first:
         checkpoints.save_model(trl_adapter.merged(trainer), tokenizer, out)
     trainer.accelerator.wait_for_everyone()
-    losses = [float(loss) for loss in trainer.losses]
+    losses = trainer.losses
     tenth = max(1, len(losses) // 10)
     report = TrainReport(
         model=out,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from steca_gym.agent import Agent, Message, TurnRequest, find_turn_format, parse
 from steca_gym.env import World
 from steca_gym.errors import AgentError, DataError
 from steca_gym.registry import agents
+from tests.official import official_data
 
 ROOM = (
     "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, you see a "
@@ -303,17 +303,9 @@ def test_it_wins_from_whatever_others_did_before() -> None:
         assert won, (task_id, first, actions)
 
 
-def official(split: str) -> AlfredWorld:
-    given = os.environ.get("ALFWORLD_DATA")
-    beside = Path(__file__).resolve().parents[3] / "shared" / "alfworld" / f"{split}.tar.xz"
-    if not given and not beside.exists():
-        pytest.skip("no official ALFWorld games: set ALFWORLD_DATA to what alfworld-download made")
-    return AlfredWorld(OfficialGames(given or beside))
-
-
 @pytest.mark.slow
 def test_it_wins_the_official_games() -> None:
-    world = official("valid_seen")
+    world = AlfredWorld(OfficialGames(official_data("valid_seen")))
     ids = world.task_ids("valid_seen")
     lost = [task_id for task_id in ids if not play(world, task_id)[0]]
     assert len(lost) <= 0.03 * len(ids), lost

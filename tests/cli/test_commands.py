@@ -33,7 +33,7 @@ def test_the_help_comes_from_the_chosen_files(capsys: pytest.CaptureFixture[str]
     assert main(["run", "env=household", "--help"]) == 0
     lines = {line.strip().partition("=")[0]: line for line in capsys.readouterr().out.splitlines() if "=" in line}
     # What describes a whole file, or another choice, is no comment of a key.
-    for key in ("env.id", "method.name", "executor.name", "encoder._target_", "reflector.name", "logger.name"):
+    for key in ("env.id", "method.name", "executor.name", "encoder._target_", "reflector.name", "logger.jsonl.name"):
         assert "#" not in lines[key], lines[key]
     assert "furniture" in lines["env.kwargs.num_receptacles"]
 

@@ -183,8 +183,8 @@ def test_secrets_of_the_environment_are_in_no_record_and_no_failure(
     settings += ["+logger.password='${oc.env:ODDLY_NAMED}'", "agent=random", "env.num_eval_tasks=2"]
     main(["evaluate", "env=household", *settings, "run_dir=runs/mine"])
     warned = " ".join(str(w.message) for w in recwarn)
-    assert "wrong password ***" in warned and SECRET not in warned
-    assert "***" in (left.folder / "runs/mine/tracker.txt").read_text()
+    assert "wrong password [hidden]" in warned and SECRET not in warned
+    assert "[hidden]" in (left.folder / "runs/mine/tracker.txt").read_text()
     assert "${oc.env:ODDLY_NAMED}" in (left.folder / "runs/mine/run.json").read_text()
     for command in (["inspect", "runs/mine", "--plain"], ["report", "runs/mine"], ["export", "run=runs/mine"]):
         main(command)
@@ -199,4 +199,4 @@ def test_the_stack_of_a_defect_shows_no_secret(tmp_path: Path) -> None:
     )
     env = {"A_TOKEN": SECRET, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env)
-    assert "ValueError" in done.stderr and "***" in done.stderr and SECRET not in done.stderr
+    assert "ValueError" in done.stderr and "[hidden]" in done.stderr and SECRET not in done.stderr

@@ -17,9 +17,9 @@ import pytest
 
 from steca_gym.errors import ConfigError, DataError, WorldError
 from steca_gym.interop.alfworld import AlfredTWEnv, get_environment
-from tests.envs.alfworld.test_alfworld import official_data
 from tests.interop.games import config, write_games
 from tests.interop.play_real_alfworld import play
+from tests.official import official_data
 
 needs_reference = pytest.mark.skipif(
     find_spec("alfworld") is None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -22,6 +24,7 @@ from steca_gym.methods.stages import subsample
 from steca_gym.reports import collect_rows
 from steca_gym.runs import RunContext, RunFolder, Runner
 from steca_gym.runs.context import check_turns, read_config
+from steca_gym.runs.state import RunState, SharedStages
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ["--config-dir", str(ROOT / "tests" / "conf")]
@@ -245,7 +248,44 @@ def test_a_folder_that_does_not_fit_names_what_differs(tmp_path: Path, capsys: p
 def test_a_run_that_another_process_holds_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open_run(tmp_path):
         assert main(["collect", f"run_dir={tmp_path}"]) == 2
-    assert f"is being worked on by process {os.getpid()} since 2" in capsys.readouterr().err
+    words = f"is being worked on by process {os.getpid()} on {socket.gethostname()} since 2"
+    assert words in capsys.readouterr().err
+
+
+def test_a_lock_whose_file_was_just_removed_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opened it before its holder let go would hold a file that nobody else finds."""
+    lock, flock, taken = tmp_path / "run.lock", fcntl.flock, list[int]()
+
+    def remove_first(file: Any, how: int) -> None:
+        if not taken:
+            lock.unlink()
+        taken.append(how)
+        flock(file, how)
+
+    monkeypatch.setattr("fcntl.flock", remove_first)
+    state = RunState(tmp_path, blank={"version": "x", "method": "m", "seed": 0, "overrides": [], "settings": {}})
+    assert len(taken) == 2 and str(os.getpid()) in lock.read_text()
+    with pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
+        RunState(tmp_path, blank={})
+    state.release()
+    assert not lock.exists()
+
+
+def test_who_waits_for_a_sibling_says_so(tmp_path: Path) -> None:
+    mine, theirs = (SharedStages(tmp_path / name, tmp_path) for name in ("a", "b"))
+    said: list[str] = []
+    with theirs.holding("warm_up", "key", on_wait=lambda: said.append("theirs")):
+        pass
+    assert said == []
+
+    class Stop(Exception):
+        pass
+
+    def stop() -> None:
+        raise Stop  # instead of waiting
+
+    with theirs.holding("warm_up", "key"), pytest.raises(Stop), mine.holding("warm_up", "key", on_wait=stop):
+        pass
 
 
 def test_evaluating_never_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,9 @@ OVERRIDES = [
     "hydra/launcher=joblib",
     "+hydra.callbacks.x._target_=evil_module.Thing",
     "logger={_target_: os.system, command: id}",
+    "logger=[jsonl,evil_module:Thing]",
+    "logger=['evil_module:Thing', jsonl]",
+    "logger.custom.name=evil_module:Thing",
 ]
 
 
@@ -105,6 +108,7 @@ def test_no_command_runs_what_sent_overrides_name(collected, tmp_path, override,
         ("method", {"name": "evil_module:Thing"}),
         ("env.id", "evil_module:me/World-v0"),
         ("logger", [{"_target_": "subprocess.run"}]),
+        ("logger", {"custom": {"name": "evil_module:Thing"}}),
     ],
 )
 def test_no_command_runs_what_sent_settings_name(collected, tmp_path, setting):

@@ -65,7 +65,8 @@ for step in range(num_steps):
 @pytest.mark.parametrize("trainer", list(_PROGRAMS))
 def test_memory_is_flat_in_the_last_half(base: Path, tmp_path: Path, trainer: str, precision: str) -> None:
     code = _HEAD.format(root=str(ROOT)) + _PROGRAMS[trainer] + "\nprint(json.dumps(memory))"
-    num_steps = int(os.environ.get("STECA_SOAK_STEPS", "400"))
+    # bfloat16 is slow on most processors, and its batches have few shapes.
+    num_steps = int(os.environ.get("STECA_SOAK_STEPS", "400" if precision == "fp32" else "200"))
     done = subprocess.run(
         [sys.executable, "-c", code, str(base), str(tmp_path / "out"), precision, str(num_steps)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -78,6 +79,4 @@ def test_memory_is_flat_in_the_last_half(base: Path, tmp_path: Path, trainer: st
     assert len(memory) == num_steps
     # Means of windows, since the allocator takes and returns memory in steps.
     middle, end = memory[num_steps // 2 : num_steps // 2 + num_steps // 8], memory[-(num_steps // 8) :]
-    if (trainer, precision) == ("preference", "fp32") and sum(end) / len(end) >= 1.01 * sum(middle) / len(middle):
-        pytest.xfail("known: preference training in fp32 grew from 550 to 578 MiB over the last 1,000 of 2,000 steps")
     assert sum(end) / len(end) < 1.01 * sum(middle) / len(middle)

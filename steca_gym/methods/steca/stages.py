@@ -30,6 +30,14 @@ from steca_gym.methods.stages import (
     subsample,
     train_settings,
 )
+from steca_gym.methods.steca.tracked import (
+    CALIBRATION_COLUMNS,
+    TIMELINE_COLUMNS,
+    calibration_rows,
+    continuation_success,
+    timeline_rows,
+    timelines,
+)
 from steca_gym.review.config import ReviewConfig
 from steca_gym.review.policy import effective_results, standing_of, waiting
 from steca_gym.training import TrainSettings
@@ -100,11 +108,12 @@ class Calibrate(Stage):
             else:
                 context.buffer.add_result(result, phase=self.name)
 
-        with context.collector(agent) as collector, context.progress("calibration", len(chosen)) as on_progress:
+        with context.collector(agent) as collector, context.progress(self.name, len(chosen)) as on_progress:
 
             def show(done: int, total: int, counts: Counts) -> None:
-                note = f"{counts.num_accepted} accepted, {counts.num_samples} continuations"
-                on_progress(done, f"{note}; {context.ledger.cost.line()}")
+                found = f"{counts.num_deviated + counts.num_fatal} deviations, {counts.num_accepted} accepted"
+                metrics = {k: float(v) for k, v in dataclasses.asdict(counts).items()}
+                on_progress(done, f"{found}, {counts.num_samples} continuations", total, metrics=metrics)
 
             calibrated = calibrate(
                 collector,
@@ -128,6 +137,7 @@ class Calibrate(Stage):
         agreement = paper_agreement(results)
         record.update(dataclasses.asdict(counts))
         record["paper_agreement"] = agreement.as_dict()
+        record.update(continuation_success(results))
         record["estimator"] = {"name": self.step_rewards.estimator, **calibrated.estimator}
         context.tracker.log(
             {f"paper_{k}": float(v) for k, v in agreement.as_dict().items() if v is not None}, phase=self.name
@@ -136,7 +146,12 @@ class Calibrate(Stage):
         if calibrated.estimator:
             figures = ", ".join(f"{key} {value:.3g}" for key, value in calibrated.estimator.items())
             context.say(f"  {self.step_rewards.estimator}: {figures}")
-        context.tracker.table(f"{self.name}_table", _COLUMNS, _rows(results))
+        context.tracker.table(
+            f"{self.name}_table", CALIBRATION_COLUMNS, calibration_rows(results, folder=context.folder, stage=self.name)
+        )
+        context.tracker.table(f"{self.name}_timelines", TIMELINE_COLUMNS, timeline_rows(results))
+        for name, chart in timelines(results).items():
+            context.tracker.chart(f"{self.name}_timeline/{name}", chart)
 
     def results(self, context: Context) -> list[ExpertResult]:
         """What is stored, ordered by expert trajectory."""
@@ -286,17 +301,6 @@ def cosine(encoder: Encoder) -> Callable[[str, str], float]:
         return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))
 
     return of
-
-
-_COLUMNS = ("task", "step", "deviated action", "expert action", "reflection", "status", "reason")
-
-
-def _rows(results: Sequence[ExpertResult]) -> list[list[Any]]:
-    return [
-        [c.task_id, c.step, c.deviated.action, c.expert_action, c.reflection.text, c.status, c.reason]
-        for r in results
-        for c in r.calibrations
-    ]
 
 
 def _summary(counts: Counts, agreement: PaperAgreement, settings: CalibrationSettings) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 from functools import partial
@@ -21,15 +20,7 @@ from steca_gym.env import TextEnv
 from steca_gym.errors import ConfigError, DataError
 from steca_gym.registration import make_text_env
 from steca_gym.testing import check_text_env
-
-
-def official_data() -> str:
-    given = os.environ.get("ALFWORLD_DATA")
-    beside = Path(__file__).resolve().parents[4] / "shared" / "alfworld"
-    found = given or (str(beside / "valid_seen.tar.xz") if beside.exists() else "")
-    if not found:
-        pytest.skip("no official ALFWorld games: set ALFWORLD_DATA to what alfworld-download made")
-    return found
+from tests.official import official_data
 
 
 @pytest.fixture
@@ -43,13 +34,13 @@ def test_it_conforms() -> None:
 
 def test_official_games_conform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STECA_CACHE", str(tmp_path))
-    make = partial(make_text_env, alfworld, data=official_data(), split="valid_seen")
+    make = partial(make_text_env, alfworld, data=str(official_data()), split="valid_seen")
     check_text_env(make).raise_if_failed()
 
 
 def test_a_teddy_bear_cannot_be_put_down_and_so_loses_the_game(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STECA_CACHE", str(tmp_path))
-    env = make_text_env(alfworld, data=official_data(), split="valid_seen")
+    env = make_text_env(alfworld, data=str(official_data()), split="valid_seen")
     trial = "valid_seen/look_at_obj_in_light-Laptop-None-DeskLamp-328/trial_T20190908_201550_622420"
     env.reset(options={"task_id": trial})
     env.step("go to bed 1")
@@ -191,7 +182,7 @@ def test_bad_settings_and_tasks_say_what_is_wrong(env: TextEnv) -> None:
 
 
 def test_official_walkthroughs_win_and_the_expert_is_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = official_data()
+    data = str(official_data())
     monkeypatch.setenv("STECA_CACHE", str(tmp_path))
     env = make_text_env(alfworld, data=data, split="valid_seen", horizon=60)
     longer = 0

@@ -14,7 +14,7 @@ import pytest
 from steca_gym.envs.alfworld import engine
 from steca_gym.envs.alfworld.game import load_game
 
-from tests.envs.alfworld.test_alfworld import official_data
+from tests.official import official_data
 
 ROOT = Path(__file__).resolve().parents[3]
 RECORDED = Path(__file__).with_name("recorded.jsonl")
@@ -55,7 +55,7 @@ def test_household_games_play_alike_and_the_sped_up_real_engine_says_what_the_pl
 @pytest.mark.reference
 @needs_reference
 def test_official_games_play_alike(tmp_path: Path) -> None:
-    records = compare(tmp_path / "official.jsonl", "--data", official_data(), "--games", "5", "--steps", "60")
+    records = compare(tmp_path / "official.jsonl", "--data", str(official_data()), "--games", "5", "--steps", "60")
     assert len(records) == 5 and records[4]["old_grammar"]
     assert sum(r["kinds"]["refused"] for r in records) > 50 and all(r["won"] for r in records)
 

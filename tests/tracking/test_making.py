@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,9 @@ import pytest
 
 from steca_gym.cli import main
 from steca_gym.errors import ConfigError, UnknownNameError
-from steca_gym.tracking import CompositeTracker, JsonlTracker, SafeTracker, Tracker, make_tracker
+from steca_gym.tracking import CompositeTracker, JsonlTracker, SafeTracker, Tracker, check_tracker, make_tracker
 
-CONF = ["--config-dir", str(Path(__file__).parent / "conf")]
+CONF = ["--config-dir", str(Path(__file__).parents[1] / "conf")]
 
 
 def events(path: Path) -> list[dict[str, Any]]:
@@ -53,6 +54,59 @@ def test_json_lines(tmp_path: Path) -> None:
     assert got[1]["rows"] == [["a", 1], ["ü", 2]]
 
 
+class Exiting:
+    """Ends the process, as a library does that cannot go on."""
+
+    def __init__(self) -> None:
+        raise SystemExit(1)
+
+
+def test_a_tracker_that_ends_the_process_stops_nothing() -> None:
+    with pytest.warns(UserWarning, match="continues without it"):
+        tracker = SafeTracker(Exiting)  # type: ignore[arg-type]
+    use(tracker)
+    assert tracker.num_failures == 1
+
+
+class Hanging(Failing):
+    """Never returns from its last call."""
+
+    def __init__(self) -> None:
+        self.logged: list[str] = []
+
+    def log(self, metrics: Mapping[str, float], *, phase: str = "", step: int | None = None) -> None:
+        self.logged.append(phase)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        threading.Event().wait()
+
+
+def test_a_tracker_that_hangs_is_given_up_and_the_run_goes_on() -> None:
+    inner, abandoned = Hanging(), list[str]()
+    tracker = SafeTracker(lambda: inner, timeout_s=0.05, abandon=lambda: abandoned.append("yes"))
+    with pytest.warns(UserWarning, match="no answer in 0 s") as seen:
+        use(tracker)
+    assert len(seen) == 1 and inner.logged == ["warm_up"] and abandoned == ["yes"]
+    tracker.log({"loss": 1.0}, phase="later")
+    assert inner.logged == ["warm_up"] and tracker.closing_lines() == []
+
+
+def test_calls_reach_a_guarded_tracker_in_order_and_its_errors_come_back() -> None:
+    collected = Collecting(Path())
+    tracker = SafeTracker(lambda: collected, timeout_s=60)
+    for index in range(50):
+        tracker.log({}, phase=str(index))
+    tracker.finish()
+    assert collected.phases == [*map(str, range(50)), "finished"]
+    assert tracker._worker is None  # its thread ends with it
+    with pytest.raises(ConfigError, match="nothing of that kind"):
+
+        def refuse() -> Tracker:
+            raise ConfigError("nothing of that kind")
+
+        SafeTracker(refuse, timeout_s=60)
+
+
 def test_a_failing_tracker_warns_once_and_its_siblings_go_on(tmp_path: Path) -> None:
     failing = SafeTracker(Failing)
     tracker = CompositeTracker([failing, SafeTracker(lambda: JsonlTracker(tmp_path / "metrics.jsonl"))])
@@ -84,11 +138,8 @@ def test_a_run_tells_metrics_of_each_phase_and_its_calibrations(tmp_path: Path) 
     assert main(["calibrate", *command]) == 0
     assert main(["evaluate", *CONF, f"run={tmp_path}"]) == 0
     got = events(tmp_path / "metrics.jsonl")
-    assert {"demonstrations", "calibration", "evaluation"} == {e["phase"] for e in got if e["event"] == "metrics"}
-    (table,) = [e for e in got if e["event"] == "table"]
-    assert table["name"] == "calibration_table" and table["columns"][:2] == ["task", "step"] and table["rows"]
-    (summary,) = [e for e in got if e["event"] == "summary"]
-    assert 0 <= summary["metrics"]["success"] <= 1
+    phases = {e["phase"] for e in got if e["event"] == "metrics"}
+    assert phases == {p + end for p in ("demonstrations", "calibration", "evaluation") for end in ("", "/progress")}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full: a full disk under the tracker is NOT tested")
@@ -97,32 +148,6 @@ def test_a_full_disk_under_the_tracker_stops_no_run(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="the tracker failed and the run continues without it.*No space left"):
         assert main(["evaluate", *CONF, "env=corridor", "agent=expert", f"run_dir={tmp_path}"]) == 0
     assert (tmp_path / "evaluation.json").exists()
-
-
-def test_wandb_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = pytest.importorskip("wandb", reason="the wandb extra is not installed: the offline W&B run is NOT tested")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    seen: list[dict[str, Any]] = []
-    init = wandb.init
-
-    def spy(**kwargs: Any) -> Any:
-        run = init(**kwargs)
-        log = run.log
-        monkeypatch.setattr(run, "log", lambda data, **more: (seen.append(dict(data)), log(data, **more))[1])
-        return run
-
-    monkeypatch.setattr(wandb, "init", spy)
-    command = [*CONF, "env=corridor", "agent=stumbling", "logger=wandb", f"run_dir={tmp_path}"]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="the tracker failed")
-        assert main(["calibrate", *command]) == 0
-    assert any("calibration/num_samples" in metrics for metrics in seen)
-    assert any("demonstrations/seconds" in metrics for metrics in seen)
-    (table,) = [m["calibration_table"] for m in seen if "calibration_table" in m]
-    assert table.columns[:3] == ["task", "step", "deviated action"] and table.data
-    # What `wandb sync` uploads later lies in the run's folder, and the JSON lines beside it.
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    assert events(tmp_path / "metrics.jsonl")
 
 
 class Collecting:
@@ -147,13 +172,35 @@ class Collecting:
         self.phases.append("finished")
 
 
+def test_several_trackers_at_once_one_of_them_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Collecting.made.clear()
+    several = [f"logger=[jsonl,{__name__}:Collecting]", "logger.custom.tag=mine", f"run_dir={tmp_path / 'run'}"]
+    assert main(["collect", *CONF, "env=corridor", "agent=stumbling", *several]) == 0
+    (tracker,) = Collecting.made
+    assert tracker.tag == "mine" and tracker.phases[-1] == "finished"
+    assert events(tmp_path / "run" / "metrics.jsonl")
+    # The run's own command finds them again.
+    assert main(["evaluate", *CONF, f"run={tmp_path / 'run'}", "agent=expert"]) == 0
+    assert len(Collecting.made) == 2
+    capsys.readouterr()
+
+
+def test_a_missing_package_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("wandb", "tensorboard", "trackio"):
+        settings = {"name": name} if name == "tensorboard" else {"name": name, "project": "p"}
+        with pytest.raises(ConfigError, match=rf"pip install 'steca-gym\[{name}\]'"):
+            check_tracker({name: settings})
+
+
 def test_a_tracker_of_ones_own_is_named_like_all_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Collecting.made.clear()
     own = [f"logger={__name__}:Collecting", "logger.tag=mine", f"run_dir={tmp_path / 'run'}"]
     assert main(["collect", *CONF, "env=corridor", "agent=stumbling", *own]) == 0
     (tracker,) = Collecting.made
     assert tracker.tag == "mine" and tracker.folder == tmp_path / "run"
-    assert tracker.phases == ["demonstrations", "finished"]
+    assert tracker.phases[-2:] == ["demonstrations", "finished"]
+    assert set(tracker.phases[:-2]) == {"demonstrations/progress"}
     assert events(tmp_path / "run" / "metrics.jsonl")
     capsys.readouterr()
 
@@ -166,6 +213,16 @@ def test_a_tracker_of_ones_own_is_named_like_all_parts(tmp_path: Path, capsys: p
         (["logger=json:JSONDecoder"], "has no log()"),
         ([f"logger={__name__}:Collecting", "logger.tga=x"], "'tga'; did you mean 'tag'"),
         (["logger=wandb", "logger.mode=ofline"], "offline, online or disabled, got 'ofline'"),
+        (["logger=wandb", "logger.projct=x"], "did you mean 'logger.wandb.project'"),
+        (["logger=wandb", "+logger.projct=x"], "'projct'; did you mean 'project'"),
+        (["logger=wandb", "logger.project=a/b"], "without / \\ # ? % or :"),
+        (["logger=wandb", "logger.tags=first"], "must be a list of texts"),
+        (["logger=wandb", "logger.timeout_s=0"], "timeout_s must be > 0"),
+        (["logger=wandb", "logger.artifacts_max_mb=-1"], "artifacts_max_mb must be >= 0"),
+        (["logger=[jsonl,wandb]", "logger.mode=online"], "did you mean 'logger.wandb.mode'"),
+        (["logger=[jsonl,wandv]"], "no logger 'wandv'; did you mean 'wandb'"),
+        (["logger=[a:B,c:D]"], "one logger of your own can be named"),
+        (["agent=[tiny]"], "agent takes one choice"),
     ],
 )
 def test_a_wrong_logger_is_one_line_before_any_stage(

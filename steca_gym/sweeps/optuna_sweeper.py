@@ -1,0 +1,161 @@
+"""``hydra/sweeper=optuna``: Optuna chooses the values; each trial is a run.
+
+The published Hydra sweeper holds Optuna at 2.10; this one speaks to the current one through ask and tell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.plugins.sweeper import Sweeper as HydraSweeper
+
+from steca_gym.errors import ConfigError
+from steca_gym.registry import explain_unknown
+from steca_gym.sweeps.objective import OBJECTIVES
+from steca_gym.sweeps.outcomes import JobOutcome, WatchedLauncher
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+
+class OptunaSweeper(HydraSweeper):
+    """Asks Optuna for values of the swept keys, plays the runs, tells it what they reached.
+
+    ``key=interval(a,b)`` is a number between, ``tag(log,interval(a,b))`` on a log scale, ``key=int(interval(a,b))`` a
+    whole number, ``key=range(a,b,step)`` one of the steps, ``key=choice(...)`` or a list one of the values.
+
+    Args:
+        direction: ``maximize`` or ``minimize``.
+        objective: one of ``OBJECTIVES``; the job returns it.
+        n_trials: trials of the study in all, those of earlier commands included.
+        n_jobs: trials that are launched together, >= 1.
+        storage: an Optuna storage URL, e.g. ``sqlite:///runs/optuna.db``, from which a killed sweep continues; None: in
+            memory.
+        study_name: of the study in its storage.
+        seed: of the sampler (TPE).
+        params: swept keys beside those of the command.
+    """
+
+    def __init__(
+        self,
+        direction: str = "maximize",
+        objective: str = "success",
+        n_trials: int = 20,
+        n_jobs: int = 1,
+        storage: str | None = None,
+        study_name: str | None = None,
+        seed: int | None = 0,
+        params: Mapping[str, Any] | None = None,
+    ) -> None:
+        """See the class; raises ConfigError."""
+        if objective not in OBJECTIVES:
+            raise ConfigError(explain_unknown("objective", objective, OBJECTIVES))
+        if direction not in ("maximize", "minimize"):
+            raise ConfigError(f"direction must be maximize or minimize, got {direction!r}")
+        for name, value in (("n_trials", n_trials), ("n_jobs", n_jobs)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be >= 1, got {value!r}")
+        self.direction: Any = direction
+        self.n_trials, self.n_jobs = n_trials, n_jobs
+        self.storage, self.study_name, self.seed = storage, study_name, seed
+        self.params = dict(params or {})
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """As Hydra's sweepers, with a watched launcher."""
+        from hydra.core.plugins import Plugins
+
+        self._context, self._config = hydra_context, config
+        self._launcher = WatchedLauncher(
+            Plugins.instance().instantiate_launcher(
+                hydra_context=hydra_context, task_function=task_function, config=config
+            )
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Play the trials that the study still lacks."""
+        import optuna
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from omegaconf import OmegaConf
+
+        parser = OverridesParser.create(config_loader=self._context.config_loader)
+        overrides = parser.parse_overrides([*(f"{k}={v}" for k, v in self.params.items()), *arguments])
+        space = {o.get_key_element(): distribution(o) for o in overrides if o.is_sweep_override()}
+        fixed = [
+            f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in overrides if not o.is_sweep_override()
+        ]
+        if not space:
+            raise ConfigError("nothing to optimize; sweep a key, e.g. agent.train.learning_rate=interval(1e-4,1e-3)")
+        folder = Path(self._config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self._config, folder / "multirun.yaml")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(
+            storage=self.storage,
+            study_name=self.study_name,
+            direction=self.direction,
+            sampler=optuna.samplers.TPESampler(seed=self.seed),
+            load_if_exists=True,
+        )
+        states = optuna.trial.TrialState
+        for lost in study.get_trials(states=(states.RUNNING,)):  # of a sweep that was killed: their runs are resumed
+            study.tell(lost.number, state=states.FAIL)
+            study.enqueue_trial(lost.params)
+        done = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
+        number = 0
+        while number < self.n_trials - done:
+            batch = [study.ask(space) for _ in range(min(self.n_jobs, self.n_trials - done - number))]
+            jobs = [[*fixed, *(f"{k}={v}" for k, v in trial.params.items())] for trial in batch]
+            for trial, result in zip(batch, self._launcher.launch(jobs, number), strict=True):
+                outcome: JobOutcome = result.return_value
+                failed = outcome.code != 0 or not math.isfinite(outcome)
+                study.tell(trial, None if failed else float(outcome), states.FAIL if failed else None)
+            number += len(batch)
+        self._say_best(study)
+
+    def _say_best(self, study: Any) -> None:
+        try:
+            best = study.best_trial
+        except ValueError:
+            print("optuna: no trial succeeded")
+            return
+        chosen = " ".join(f"{k}={v}" for k, v in best.params.items())
+        print(f"optuna: best of {len(study.trials)} trials is #{best.number}, {best.value:.4g}: {chosen}")
+
+
+def distribution(override: Override) -> Any:
+    """The Optuna distribution of a swept override; raises ConfigError for a sweep that it has none for."""
+    from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value: Any = override.value()
+    key = override.get_key_element()
+    if isinstance(value, ChoiceSweep) or isinstance(value, RangeSweep) and value.shuffle:
+        return CategoricalDistribution([_plain(v) for v in override.sweep_string_iterator()])
+    if isinstance(value, RangeSweep) and value.start is not None and value.stop is not None:
+        step = value.step
+        last = value.stop - step  # Hydra's ranges end before their stop, as Python's
+        if all(isinstance(v, int) for v in (value.start, value.stop, step)):
+            low, step = int(value.start), int(step)
+            return IntDistribution(low, low + (int(value.stop) - 1 - low) // step * step, step=step)
+        return FloatDistribution(float(value.start), float(last), step=float(step))
+    if isinstance(value, IntervalSweep) and value.start is not None and value.end is not None:
+        log = "log" in value.tags
+        if isinstance(value.start, int) and isinstance(value.end, int):
+            return IntDistribution(value.start, value.end, log=log)
+        return FloatDistribution(float(value.start), float(value.end), log=log)
+    raise ConfigError(
+        f"optuna cannot sweep {key}={override.get_value_element_as_str()}; "
+        "expected interval(a,b), range(a,b) or choice(...)"
+    )
+
+
+def _plain(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
