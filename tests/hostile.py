@@ -749,7 +749,7 @@ def _game_text(rng: random.Random) -> bytes:
     return dumped(game)
 
 
-@target("games", "game files of ALFWorld: read and played", _game_text, weight=2)
+@target("games", "game files of ALFWorld: read", _game_text, weight=2)
 def _games(made: bytes) -> None:
     from steca_gym.envs.alfworld.game import read_game
 
