@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS ?= llm,wandb,dev
 
-.PHONY: demo test test-slow docs setup clean
+# What requirements.lock covers: everything of the gate but the worlds of other makers, some of which are GPL.
+LOCKED := llm wandb openenv ray browser terminal review docs dev supply
+
+.PHONY: demo test test-slow docs setup clean lock licences audit sbom
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -30,6 +33,30 @@ test-slow: setup
 docs: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build --strict
+
+# Exact versions with the digests of their files, for every platform: of the base install, and of all the gate uses.
+lock: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[supply]'
+	$(BIN)/uv pip compile $(LOCK_OPTIONS) -o requirements-base.lock pyproject.toml
+	$(BIN)/uv pip compile $(LOCK_OPTIONS) $(addprefix --extra ,$(LOCKED)) -o requirements.lock pyproject.toml
+
+LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-header -c constraints.txt
+
+# docs/licences.md, from what is installed in .venv.
+licences: setup
+	$(BIN)/python -m tests.licences
+
+# Known vulnerabilities of the locked versions; asks an advisory service on the network.
+audit: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[supply]'
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements-base.lock
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
+
+# The bill of materials of a release, in dist/.
+sbom: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[supply]'
+	mkdir -p dist
+	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible --of JSON -o dist/steca-gym.cdx.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info site

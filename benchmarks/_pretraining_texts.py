@@ -167,9 +167,7 @@ def _settings(rng: random.Random) -> HouseholdSettings:
     )
 
 
-def _renaming(
-    rng: random.Random, things: set[str], furniture: set[str], words: Sequence[str] | None
-) -> dict[str, str]:
+def _renaming(rng: random.Random, things: set[str], furniture: set[str], words: Sequence[str] | None) -> dict[str, str]:
     if words is not None:
         olds = sorted(things | furniture | {"desklamp", *DEVICE_NOUNS})
         return dict(zip(olds, rng.sample(words, len(olds)), strict=True))
@@ -182,9 +180,7 @@ def _renaming(
     return names
 
 
-def game(
-    rng: random.Random, agent: SearchingAgent, words: Sequence[str] | None = None
-) -> list[tuple[str, str, bool]]:
+def game(rng: random.Random, agent: SearchingAgent, words: Sequence[str] | None = None) -> list[tuple[str, str, bool]]:
     """A game as (role, text, taught); wrong turns that are mixed in are not taught.
 
     Args:

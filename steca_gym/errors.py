@@ -8,11 +8,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from steca_gym.redaction import redact
+
 MAX_ERROR_CHARS = 500
+MAX_MESSAGE_CHARS = 2000
 
 
 class StecaError(Exception):
-    """Root of every error that this package raises on purpose."""
+    """Root of every error that this package raises on purpose.
+
+    Secrets are removed from its message, and a message that quotes something endless is cut in its middle.
+    """
+
+    def __init__(self, *args: object) -> None:
+        """Keep the message."""
+        super().__init__(*(_message(a) if isinstance(a, str) else a for a in args))
 
 
 class ConfigError(StecaError):
@@ -64,8 +74,22 @@ class ContaminationError(StecaError):
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's class and text on one line of at most 500 characters, as trajectories keep it."""
-    return f"{type(error).__name__}: {' '.join(_text(error).split())}"[:MAX_ERROR_CHARS]
+    """Return an exception's class and text on one line of at most 500 characters, as trajectories keep it.
+
+    Secrets are removed from it, see ``redaction``.
+    """
+    return f"{type(error).__name__}: {redact(' '.join(_text(error).split()))}"[:MAX_ERROR_CHARS]
+
+
+def _message(text: str) -> str:
+    if len(text) > MAX_MESSAGE_CHARS:
+        head, tail = MAX_MESSAGE_CHARS * 2 // 3, MAX_MESSAGE_CHARS // 4
+        # Redacted before it is cut: half a secret would not be found.
+        text = redact(text[: 10 * MAX_MESSAGE_CHARS]) + redact(
+            text[10 * MAX_MESSAGE_CHARS :][-10 * MAX_MESSAGE_CHARS :]
+        )
+        return text if len(text) <= MAX_MESSAGE_CHARS else f"{text[:head]} [...] {text[-tail:]}"
+    return redact(text)
 
 
 def _text(error: BaseException) -> str:
@@ -94,6 +118,15 @@ def foreign_errors(what: str, kind: type[StecaError] = WorldError) -> Iterator[N
         raise
     except BaseException as error:
         raise kind(f"{what} failed: {one_line(error)}") from error
+
+
+def shown(value: object, max_chars: int = 80) -> str:
+    """A value in a message: its ``repr``, short and on one line, also where it is nested without end."""
+    try:
+        text = repr(value)
+    except Exception:  # nested too deeply, a whole number of thousands of digits, or a __repr__ that fails
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= max_chars else f"{text[:max_chars]}... ({type(value).__name__})"
 
 
 def escape_markup(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import tempfile
 import threading
@@ -114,6 +115,30 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> Path:
     except ValueError as error:
         raise DataError(f"cannot write {str(path)!r}: {error}; expected finite numbers") from error
     return write_atomically(path, text)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text that somebody else may have written.
+
+    Raises:
+        ValueError: it is none. So are NaN and infinities, numbers that no float holds (``1e999``), whole numbers of
+            thousands of digits, nesting without end, and bytes that are not UTF-8.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:40]} is too large a number")
+    return value
 
 
 def cache_dir(*parts: str) -> Path:

@@ -6,13 +6,12 @@ Evaluations read it: a model is never evaluated on games that trained it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steca_gym.errors import CheckpointError
-from steca_gym.files import write_json
+from steca_gym.files import parse_json, write_json
 
 if TYPE_CHECKING:
     from steca_gym.trajectory import WeightedTrajectory
@@ -37,9 +36,7 @@ def record(folder: Path, *, fingerprint: str, task_ids: Iterable[str], base: Pat
     write_json(folder / PROVENANCE_FILE, note, indent=None)
 
 
-def record_samples(
-    folder: Path, samples: Iterable[WeightedTrajectory], *, trail: str = "", base: str = ""
-) -> None:
+def record_samples(folder: Path, samples: Iterable[WeightedTrajectory], *, trail: str = "", base: str = "") -> None:
     """Leave beside the weights which samples trained them, for ``steca trace``.
 
     Args:
@@ -65,10 +62,18 @@ def read_samples(folder: Path) -> dict[str, Any] | None:
     """What ``record_samples`` wrote; None where there is none. Raises CheckpointError for a damaged file."""
     path = folder / SAMPLES_FILE
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-        known = {"trajectory_id", "task_id", "kind", "weight"}
-        if not isinstance(note, dict) or not all(known <= set(s) for s in note["samples"]):
-            raise ValueError("a field is missing")
+        note = parse_json(path.read_bytes())
+        texts = ("trajectory_id", "task_id", "kind")
+        if not isinstance(note, dict) or not isinstance(note.get("samples"), list):
+            raise ValueError("the list of samples is missing")
+        for s in note["samples"]:
+            if not isinstance(s, dict) or not all(isinstance(s.get(key), str) for key in texts):
+                raise ValueError(f"a sample must have the texts {', '.join(texts)}")
+            weight = s.get("weight")
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or abs(weight) > 1e300:
+                raise ValueError("a sample's weight must be a number")
+            if not isinstance(s.get("calibration_id", ""), str):
+                raise ValueError("a sample's calibration_id must be text")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -105,13 +110,18 @@ def _digest(task_id: str) -> str:
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / PROVENANCE_FILE
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        note = parse_json(path.read_bytes())
+        if not isinstance(note, dict):
+            raise ValueError("it holds no record of a training")
+        if not isinstance(note.get("fingerprint", ""), str):
+            raise ValueError("its fingerprint must be text")
+        games = note.get("games", [])
+        if not isinstance(games, list) or not all(isinstance(g, str) for g in games):
+            raise ValueError("its games must be a list of texts")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"cannot read {str(path)!r}: {error}; expected what a training of steca-gym wrote; remove it to continue"
         ) from error
-    if not isinstance(note, dict):
-        raise CheckpointError(f"{str(path)!r} holds no record of a training; remove it to continue")
     return note

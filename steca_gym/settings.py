@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import types
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from steca_gym.errors import ConfigError, UnknownNameError
+from steca_gym.errors import ConfigError, DataError, UnknownNameError, shown
 from steca_gym.registry import explain_unknown
 
 ConfigT = TypeVar("ConfigT")
@@ -37,8 +38,8 @@ def read_settings(cls: type[ConfigT], raw: Mapping[str, Any], *, where: str) -> 
         ConfigError: a required value is missing, a value has the wrong type, or the dataclass itself refuses it.
     """
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where} must be a group of settings, got {raw!r}")
-    hints = typing.get_type_hints(cls)
+        raise ConfigError(f"{where or 'it'} must be a group of settings, got {shown(raw)}")
+    hints: dict[str, Any] = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     inside = f"{where}." if where else ""
@@ -57,6 +58,27 @@ def read_settings(cls: type[ConfigT], raw: Mapping[str, Any], *, where: str) -> 
         raise type(error)(f"{where}: {error}" if where else str(error)) from error
 
 
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def read_stored(cls: type[ConfigT], raw: Any, *, where: str) -> ConfigT:
+    """Make a dataclass from what a file holds; as ``read_settings``, but what does not fit is a DataError."""
+    if isinstance(raw, Mapping):
+        missing = [
+            f.name
+            for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in raw
+        ]
+        if missing:
+            raise DataError(f"{'.'.join(filter(None, (where, missing[0])))} is missing")
+    try:
+        return read_settings(cls, raw, where=where)
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+
+
 def _read(hint: Any, value: Any, where: str) -> Any:
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
@@ -66,7 +88,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         known = get_args(hint)
         if value not in known:
-            raise ConfigError(f"{where} must be one of {', '.join(map(str, known))}, got {value!r}")
+            raise ConfigError(f"{where} must be one of {', '.join(map(str, known))}, got {shown(value)}")
         return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, hint):
@@ -76,15 +98,19 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return _read_sequence(hint, value, where)
     if origin in (dict, Mapping) or hint in (dict, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a group of settings, got {value!r}")
-        return dict(value)
-    if hint is Path:
+            raise ConfigError(f"{where} must be a group of settings, got {shown(value)}")
+        held = (get_args(hint) or (str, Any))[1]
+        return dict(value) if held is Any else {str(k): _read(held, v, f"{where}.{k}") for k, v in value.items()}
+    if hint is Path and isinstance(value, (str, Path)):
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where} must be a number that a float holds, got {str(value)[:20]}...") from None
     wrong = not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)  # pyright: ignore[reportArgumentType]
     if wrong:
-        raise ConfigError(f"{where} must be {_NAMES.get(hint, hint.__name__)}, got {value!r}")  # pyright: ignore[reportAttributeAccessIssue]
+        raise ConfigError(f"{where} must be {_NAMES.get(hint, hint.__name__)}, got {shown(value)}")  # pyright: ignore[reportAttributeAccessIssue]
     return value
 
 
@@ -99,12 +125,12 @@ def _read_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
             return _read(choice, value, where)
         except ConfigError as error:
             errors.append(error)
-    raise errors[0] if len(errors) == 1 else ConfigError(f"{where}: no accepted type fits {value!r}")
+    raise errors[0] if len(errors) == 1 else ConfigError(f"{where}: no accepted type fits {shown(value)}")
 
 
 def _read_sequence(hint: Any, value: Any, where: str) -> Any:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f"{where} must be a list, got {value!r}")
+        raise ConfigError(f"{where} must be a list, got {shown(value)}")
     args = get_args(hint)
     item = args[0] if args else Any
     made = [_read(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
@@ -140,4 +166,4 @@ def differences(held: Any, asked: Any, prefix: str = "") -> list[str]:
             for name in names
             for line in differences(held.get(name), asked.get(name), f"{prefix}.{name}" if prefix else str(name))
         ]
-    return [] if held == asked else [f"{prefix}: {held!r}, asked for {asked!r}"]
+    return [] if held == asked else [f"{prefix}: {shown(held)}, asked for {shown(asked)}"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from steca_gym.agent import Message, Prompt, render_turn
-from steca_gym.errors import DataError, StorageError
+from steca_gym.errors import DataError, StorageError, shown
 
 Source = Literal["agent", "expert", "deviation", "reflection"]
 """who chose the action: the agent; the expert; a deviated action, which is shown but never trained on; a reflection"""
@@ -310,13 +310,7 @@ def _checked(checks: Mapping[str, Callable[[Any], Any]], values: tuple[Any, ...]
         return {(name := key): check(value) for (key, check), value in zip(checks.items(), values, strict=True)}
     except _Unfit as error:
         got = dict(zip(checks, values, strict=True))[name]
-        raise DataError(f"a trajectory's {where}{name} must be {error}, got {_shown(got)}") from None
-
-
-def _shown(value: Any) -> str:
-    """A value in a message: short, of one line."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}... ({type(value).__name__})"
+        raise DataError(f"a trajectory's {where}{name} must be {error}, got {shown(got)}") from None
 
 
 def to_json(trajectory: Trajectory) -> str:
@@ -354,7 +348,7 @@ def trajectory_from_dict(raw: Any) -> Trajectory:
     values = _read(_TRAJECTORY_CHECKS, raw, "", _TRAJECTORY_REQUIRED, {"steps", *_EXPORTED})
     steps = raw.get("steps")
     if not isinstance(steps, list):
-        raise DataError(f"not a trajectory: steps must be a list, got {_shown(steps)}; {_EXPECTED}")
+        raise DataError(f"not a trajectory: steps must be a list, got {shown(steps)}; {_EXPECTED}")
     made = [_step_from(step, f"steps[{index}]") for index, step in enumerate(steps)]
     return Trajectory(**values, steps=tuple(made))
 
@@ -377,7 +371,7 @@ def _read(
 ) -> dict[str, Any]:
     """The fields of an object, checked."""
     if not isinstance(raw, dict):
-        raise DataError(f"not a trajectory: {where or 'the line'} must be an object, got {_shown(raw)}; {_EXPECTED}")
+        raise DataError(f"not a trajectory: {where or 'the line'} must be an object, got {shown(raw)}; {_EXPECTED}")
     values = {}
     for name, value in raw.items():
         check = checks.get(name)
@@ -395,7 +389,7 @@ def _read(
             values[name] = check(value)
         except _Unfit as error:
             raise DataError(
-                f"not a trajectory: {_place(where, name)} must be {error}, got {_shown(value)}; {_EXPECTED}"
+                f"not a trajectory: {_place(where, name)} must be {error}, got {shown(value)}; {_EXPECTED}"
             ) from None
     for name in required:
         if name not in values:
@@ -404,7 +398,7 @@ def _read(
 
 
 def _place(where: str, name: str) -> str:
-    name = name if name.isidentifier() and len(name) <= 80 else _shown(name)
+    name = name if name.isidentifier() and len(name) <= 80 else shown(name)
     return f"{where}.{name}" if where else name
 
 

@@ -200,6 +200,22 @@ def test_control_tokens_in_contents_are_text(name: str, text: str) -> None:
     assert not control & set(codec.tokenize(text))
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("text", ["</think><think>", "a</think>b", "</tool_call><tool_call>", "x<tool_response>y"])
+def test_marks_that_are_not_declared_special_are_text_in_observations(name: str, text: str) -> None:
+    tokenizer = family(name)
+    codec = codec_of(tokenizer)
+    added = {t for t in tokenizer.added_tokens_encoder if t not in ("x", "y")}
+
+    def marks(content: str) -> list[str]:
+        talk = [dataclasses.replace(PLAYED[0], content=content), *PLAYED[1:3]]
+        return [t for t in tokenizer.convert_ids_to_tokens(codec.encode(talk, for_generation=True)[0]) if t in added]
+
+    assert marks(text) == marks("calm")
+    shown = tokenizer.decode(codec.encode([dataclasses.replace(PLAYED[0], content=text)], for_generation=True)[0])
+    assert name == "chatml unigram" or text in shown
+
+
 def test_text_with_control_tokens_is_tokenised_as_the_rest_is() -> None:
     codec = codec_of(family("chatml legacy"))
     talk = [Message("user", "go to desk 2 </s>?")]

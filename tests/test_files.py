@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from steca_gym.errors import DataError, StorageError
-from steca_gym.files import cache_dir, replace_file, storage_errors, write_atomically, write_json
+from steca_gym.files import cache_dir, parse_json, replace_file, storage_errors, write_atomically, write_json
 
 
 @pytest.mark.parametrize("content", ["plain", "Küche 台所 \ud800\n", b"\x00\xff", ""])
@@ -118,3 +118,13 @@ def test_a_link_that_somebody_left_in_the_temporary_folder_is_refused(environmen
     (root / "tmp" / f"steca-gym-{os.getuid()}").symlink_to(root / "elsewhere")
     with pytest.raises(StorageError, match="set STECA_CACHE"):
         cache_dir()
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", "1e999", "-1e999", "[" * 5000, "1" * 5000, b"\xff", "{", ""])
+def test_what_is_no_json_is_refused(text: str | bytes) -> None:
+    with pytest.raises(ValueError):
+        parse_json(text)
+
+
+def test_json_is_read() -> None:
+    assert parse_json('{"a": [1, 2.5, "\\ud800", null]}') == {"a": [1, 2.5, "\ud800", None]}

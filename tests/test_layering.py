@@ -20,6 +20,7 @@ FORBIDDEN = {
 }
 # From the bottom. A room may import rooms of lower layers.
 LAYERS = (
+    ("redaction",),
     ("errors",),
     ("registry", "files", "seeding", "statistics"),
     ("jit",),

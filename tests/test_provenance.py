@@ -37,3 +37,12 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / PROVENANCE_FILE).write_text(text)
     with pytest.raises(CheckpointError, match=f"{PROVENANCE_FILE}.*remove it"):
         trained_on(tmp_path, ["a"])
+
+
+@pytest.mark.parametrize(
+    "text", ['{"games": 5}', '{"games": [["a"]]}', '{"fingerprint": []}', "[" * 3000, '{"games": [1e999]}', "\udcff"]
+)
+def test_a_record_of_other_types_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / PROVENANCE_FILE).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match=f"{PROVENANCE_FILE}.*remove it"):
+        trained_on(tmp_path, ["a"])

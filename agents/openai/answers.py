@@ -5,15 +5,13 @@ An answer is checked once, here. The API key is removed from everything that is 
 
 from __future__ import annotations
 
-import base64
 import json
 import math
-import re
-import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from steca_gym.redaction import redact
 from steca_gym.turns import join_calls
 
 _MAX_TOKENS_COUNTED = 1 << 31
@@ -138,19 +136,7 @@ def _count(usage: Mapping[str, Any], name: str, default: int) -> int:
 
 def one_line(raw: bytes, key: str) -> str:
     """The beginning of what a server said on one line, without the key in any of the forms that it may come back in."""
-    text = raw.decode("utf-8", "replace")
-    if key:
-        forms = {
-            key,
-            json.dumps(key)[1:-1],
-            urllib.parse.quote(key, safe=""),
-            urllib.parse.quote_plus(key),
-            repr(key)[1:-1],
-        }
-        forms |= {base64.b64encode(f"{user}{key}".encode()).decode().rstrip("=") for user in ("", ":", "user:")}
-        for form in sorted(forms, key=len, reverse=True):
-            text = text.replace(form, "***")
-    text = re.sub(r"(?i)\b(bearer|basic)\s+[^\s\"',;}]+", r"\1 ***", text)
+    text = redact(raw.decode("utf-8", "replace"), known=[key] if key else [])
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
 
 

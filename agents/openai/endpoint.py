@@ -7,6 +7,7 @@ the API key is removed from every message.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import ipaddress
 import json
 import math
@@ -25,14 +26,16 @@ from steca_gym.agents.openai.answers import Completion, MalformedAnswer, advice,
 
 from steca_gym.agent import Message, Sampling
 from steca_gym.errors import AgentError, ConfigError
+from steca_gym.redaction import guard_loggers, hide, holds_credentials, remove, secret_setting
 
 _RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _STATUS_OF_UNKNOWN_FIELDS = frozenset({400, 422})
 _MAX_ERROR_BYTES = 1 << 16
 _MAX_REDIRECTS = 3
+# The HTTP library logs headers that it receives, and addresses.
+guard_loggers("httpx", *(f"httpcore.{n}" for n in ("connection", "http11", "http2", "proxy", "socks")))
 WAKE_S = 0.5
 """seconds after which a waiting thread looks for interrupts, which another thread may have received"""
-_SECRET_NAME = re.compile(r"key|token|secret|passw|sig|auth|cred", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +80,17 @@ class EndpointSettings:
             raise ConfigError(
                 f"timeout_s must be > 0 and backoff_s >= 0 seconds, got {self.timeout_s} and {self.backoff_s}"
             )
+        if not isinstance(self.api_key_env, str) or not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env):
+            raise ConfigError(  # its value may be the key itself, so it is not shown
+                "api_key_env must be the name of an environment variable such as OPENAI_API_KEY, not the key itself"
+            )
         try:
             json.dumps(_plain(self.extra_body), allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"extra_body must be a mapping of JSON values: {error}") from None
+        secret = secret_setting(_plain(self.extra_body), "extra_body")
+        if secret:
+            raise ConfigError(f"{secret} must not hold a key: put it into the environment variable of api_key_env")
 
 
 def _check_url(url: str) -> None:
@@ -91,10 +101,9 @@ def _check_url(url: str) -> None:
     try:
         parts = urllib.parse.urlsplit(url)
         host, _ = parts.hostname, parts.port
-        names = [name for name, _ in urllib.parse.parse_qsl(parts.query, keep_blank_values=True)]
     except ValueError:
         raise ConfigError("base_url is not a valid URL; expected e.g. http://127.0.0.1:8000/v1") from None
-    if parts.username is not None or parts.password is not None or any(_SECRET_NAME.search(n) for n in names):
+    if holds_credentials(url):
         raise ConfigError(
             f"base_url for host {host!r} must not contain a user, password or key; put the key into the environment "
             "variable that api_key_env names"
@@ -230,6 +239,7 @@ class Endpoint:
                 f"the key in the environment variable {self.settings.api_key_env} contains a line break, a blank or "
                 "another character that no HTTP header can carry; set it again"
             )
+        hide(key)
         return key
 
     async def _answer(self, body: dict[str, Any], key: str, optional: Sequence[str]) -> Completion:
@@ -267,7 +277,9 @@ class Endpoint:
                 async with asyncio.timeout(s.timeout_s):
                     status, headers, raw = await self._post(data, key)
                 if status < 300:
-                    return read_completion(raw)
+                    answer = read_completion(raw)
+                    # A turn is stored and trained on, so a server that puts the key into one is not followed.
+                    return dataclasses.replace(answer, text=remove(answer.text, [key])) if key else answer
                 problem = f"status {status}: {one_line(raw, key)}"
                 if status not in _RETRIED_STATUS:
                     raise _RefusedRequest(

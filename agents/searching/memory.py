@@ -236,7 +236,6 @@ class Memory:
         for place in group:
             self.neighbours[place] = group
 
-
     def _part(self, place: str) -> None:
         # What is here can be examined: this place is elsewhere, and the command to go there had another fault.
         for others in self.neighbours.values():

@@ -23,6 +23,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from steca_gym.env import Outcome, World
 from steca_gym.errors import ConfigError, WorldError
+from steca_gym.redaction import holds_credentials
 
 from .._optional import require
 from .reading import FIRST_SEED, Reading, admissible_in, checked_counts, seed_of, seed_tasks, shown
@@ -258,6 +259,8 @@ class OpenEnvWorld(World):
 
 def _url_parts(url: Any) -> SplitResult:
     """The parts of a server's URL; raises ConfigError."""
+    if isinstance(url, str) and holds_credentials(url):
+        raise ConfigError("url must not contain a user, password or key: an OpenEnv server knows none")
     try:
         parts = urlsplit(url) if isinstance(url, str) else None
         if parts is not None and parts.scheme in ("http", "https", "ws", "wss") and parts.hostname:

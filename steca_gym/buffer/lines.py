@@ -27,7 +27,18 @@ def read_result(payload: str) -> ExpertResult:
     except DataError:
         if not any(f'"{name}": ' in payload for name in _OLD_NAMES):
             raise
-    return result_from_json(json.dumps(_renamed(json.loads(payload)), ensure_ascii=False))
+    return result_from_json(json.dumps(_renamed(_loaded(payload)), ensure_ascii=False))
+
+
+def _loaded(payload: str) -> Any:
+    """A stored payload as data, its NaN and infinities null; raises DataError where it is not JSON."""
+    try:
+        return json.loads(payload, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"the buffer holds a damaged row ({' '.join(str(error).split())[:150]}) that begins {payload[:60]!r}; "
+            "restore the buffer from a copy"
+        ) from error
 
 
 def _renamed(value: Any) -> Any:
@@ -61,13 +72,20 @@ def trajectory_line(extra: dict[str, Any], payload: str) -> str:
         try:
             payload = to_json(from_json(payload))
         except DataError:  # what was stored is exported, even if it could not be stored today
-            payload = json.dumps(json.loads(payload, parse_constant=lambda _: None), ensure_ascii=False)
+            payload = json.dumps(_loaded(payload), ensure_ascii=False)
+    held = _loaded(payload)  # a line that no reader takes would spoil the whole file
+    if not isinstance(held, dict) or not held:
+        raise DataError(f"the buffer holds a damaged row that begins {payload[:60]!r}; restore it from a copy")
+    if "NaN" in payload or "Infinity" in payload or "\n" in payload or "\r" in payload:  # not JSON, or not one line
+        payload = json.dumps(held, ensure_ascii=False)
     return f"{json.dumps(extra, ensure_ascii=False)[:-1]}, {payload[1:]}"
 
 
 def result_line(extra: dict[str, Any], payload: str) -> str:
     """A stored calibration result as a line of the export: the extra fields, then its own."""
-    raw = json.loads(payload, parse_constant=lambda _: None)
+    raw = _loaded(payload)
+    if not isinstance(raw, dict):
+        raise DataError(f"the buffer holds a damaged row that begins {payload[:60]!r}; restore it from a copy")
     if any(f'"{name}": ' in payload for name in _OLD_NAMES):
         raw = _renamed(raw)
     return json.dumps({**extra, **raw}, ensure_ascii=False)
@@ -86,7 +104,7 @@ def typed_first(rows: Callable[[], Iterable[tuple[Any, str]]]) -> Iterator[str]:
     seen: set[tuple[str, ...]] = set()
     first: dict[Any, tuple[int, str]] = {}
     for key, line in rows():
-        shown = set(_filled(json.loads(line), ()))
+        shown = set(_filled(_loaded(line), ()))
         if not shown <= seen:
             seen |= shown
             first[key] = (len(shown), line)

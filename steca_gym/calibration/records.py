@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from steca_gym.errors import DataError
+from steca_gym.errors import DataError, shown
+from steca_gym.files import parse_json
+from steca_gym.settings import read_stored
 from steca_gym.step_rewards.values import Estimate, Verdict
-from steca_gym.trajectory import PreferencePair, Step, Trajectory
+from steca_gym.trajectory import PreferencePair, Step, Trajectory, step_from_dict, trajectory_from_dict
 
 Basis = Literal["values", "agent_value", "world", "none"]
 """what a verdict rests on: both values; the agent's value alone, the expert's state was not sampled; what the world
@@ -278,69 +281,50 @@ def calibration_to_json(calibration: Calibration) -> str:
 def calibration_from_json(line: str) -> Calibration:
     """Read what ``calibration_to_json`` wrote; raises DataError with what is wrong."""
     try:
-        return _calibration(json.loads(line))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        return _calibration(parse_json(line), "calibration")
+    except (ValueError, DataError) as error:
         raise DataError(f"not a calibration: {error} in {line[:120]!r}") from error
 
 
 def result_from_json(line: str) -> ExpertResult:
     """Read what ``result_to_json`` wrote; raises DataError with what is wrong."""
     try:
-        raw: dict[str, Any] = json.loads(line)
-        return ExpertResult(
-            **{
-                **raw,
-                "verdicts": tuple(map(_verdict, raw["verdicts"])),
-                "calibrations": tuple(map(_calibration, raw["calibrations"])),
-                "explored_successes": tuple(map(_trajectory, raw["explored_successes"])),
-                "expert_subtrajectories": tuple(
-                    ExpertSubtrajectory(
-                        trajectory=_trajectory(r["trajectory"]),
-                        failed_continuation=_trajectory(r["failed_continuation"]),
-                        step=r["step"],
-                    )
-                    for r in raw["expert_subtrajectories"]
-                ),
-                "counts": Counts(**raw["counts"]),
-            }
-        )
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raw = parse_json(line)
+        made = _with(raw, "result", verdicts=_verdict, calibrations=_calibration, expert_subtrajectories=_subtrajectory)
+        made = _with(made, "result", explored_successes=lambda t, _: trajectory_from_dict(t))
+        return read_stored(ExpertResult, made, where="result")
+    except (ValueError, DataError) as error:
         raise DataError(f"not a calibration result: {error} in {line[:120]!r}") from error
 
 
-def _step(raw: dict[str, Any]) -> Step:
-    ids = raw.get("token_ids")
-    return Step(**{**raw, "token_ids": None if ids is None else tuple(ids)})
+def _with(raw: Any, where: str, **readers: Callable[[Any, str], Any]) -> dict[str, Any]:
+    """An object with the items of some of its lists read."""
+    if not isinstance(raw, dict):
+        raise DataError(f"{where} must be an object, got {shown(raw)}")
+    made = dict(raw)
+    for name, read in readers.items():
+        items = raw.get(name)
+        if not isinstance(items, list):
+            raise DataError(f"{where}.{name} must be a list, got {shown(items)}")
+        made[name] = [read(item, f"{where}.{name}[{index}]") for index, item in enumerate(items)]
+    return made
 
 
-def _trajectory(raw: dict[str, Any]) -> Trajectory:
-    return Trajectory(**{**raw, "steps": tuple(map(_step, raw["steps"]))})
+def _verdict(raw: Any, where: str) -> StepVerdict:
+    return read_stored(StepVerdict, raw, where=where)
 
 
-def _estimate(raw: dict[str, Any] | None) -> Estimate | None:
-    return None if raw is None else Estimate(**{**raw, "outcomes": tuple(raw["outcomes"])})
+def _subtrajectory(raw: Any, where: str) -> ExpertSubtrajectory:
+    made = _with(raw, where)
+    for name in ("trajectory", "failed_continuation"):
+        made[name] = trajectory_from_dict(raw.get(name))
+    return read_stored(ExpertSubtrajectory, made, where=where)
 
 
-def _verdict(raw: dict[str, Any]) -> StepVerdict:
-    return StepVerdict(
-        **{
-            **raw,
-            "expert_reward": _estimate(raw["expert_reward"]),
-            "agent_reward": _estimate(raw["agent_reward"]),
-            "expert_step_reward": _estimate(raw.get("expert_step_reward")),
-        }
-    )
-
-
-def _calibration(raw: dict[str, Any]) -> Calibration:
-    failed = raw["failed_continuation"]
-    return Calibration(
-        **{
-            **raw,
-            "deviated": _step(raw["deviated"]),
-            "reflection": Reflection(**raw["reflection"]),
-            "verdicts": tuple(map(_verdict, raw["verdicts"])),
-            "trajectory": _trajectory(raw["trajectory"]),
-            "failed_continuation": None if failed is None else _trajectory(failed),
-        }
-    )
+def _calibration(raw: Any, where: str) -> Calibration:
+    made = _with(raw, where, verdicts=_verdict)
+    failed = raw.get("failed_continuation")
+    made["deviated"] = step_from_dict(raw.get("deviated"))
+    made["trajectory"] = trajectory_from_dict(raw.get("trajectory"))
+    made["failed_continuation"] = None if failed is None else trajectory_from_dict(failed)
+    return read_stored(Calibration, made, where=where)

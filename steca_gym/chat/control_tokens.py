@@ -82,6 +82,9 @@ class ControlTokens:
         return self.in_assistant is not None and self.in_assistant.match(text) is not None
 
 
+_MARK = re.compile(r"[<\[{｜].*[>\]}｜]\Z", re.DOTALL)
+
+
 def _alternation(texts: Any) -> re.Pattern[str] | None:
     longest_first = sorted(texts, key=lambda text: (-len(text), text))
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
@@ -93,10 +96,15 @@ def _added_tokens(tokenizer: Any) -> dict[str, tuple[int, Any]]:
 
 
 def control_tokens(tokenizer: Any) -> ControlTokens:
-    """The special tokens of a tokenizer."""
+    """The special tokens of a tokenizer, and its added tokens that look like marks (``<tool_response>``, ``</think>``).
+
+    Tokenizers do not declare all of their marks special: Qwen's tool marks and R1's role marks are not.
+    """
     added = _added_tokens(tokenizer)
     special = set(tokenizer.all_special_ids)
-    ids = {t: i for t, (i, token) in added.items() if i in special or getattr(token, "special", False)}
+    ids = {
+        t: i for t, (i, token) in added.items() if i in special or getattr(token, "special", False) or _MARK.match(t)
+    }
     for i in special - set(ids.values()):
         text = tokenizer.convert_ids_to_tokens(i)
         if isinstance(text, str) and text:
@@ -118,6 +126,7 @@ class LiteralTokenizer:
         """See the class."""
         self._tokenizer = tokenizer
         self._copy: Any = None
+        self._renumbered: dict[int, int] = {}
         self._anchor = f"\ue000{uuid.uuid4().hex}\ue001"
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -142,6 +151,9 @@ class LiteralTokenizer:
             model["unk_token"] = hidden[model["unk_token"]]
         self._copy = Tokenizer.from_str(json.dumps(raw))
         self._copy.add_special_tokens([AddedToken(self._anchor, normalized=False, special=True)])
+        # Tokens that are left take the places of those that are gone: the copy numbers them anew.
+        for token in raw["added_tokens"]:
+            self._renumbered[self._copy.token_to_id(token["content"])] = int(token["id"])
 
     def encode(self, parts: Sequence[Part], controls: ControlTokens, before: int | None) -> tuple[int, ...]:
         """Encode parts after the control token ``before`` (None: at the start of a text)."""
@@ -178,7 +190,8 @@ class LiteralTokenizer:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
             return ids
         found: list[int] = self._copy.encode(text if at_start else self._anchor + text, add_special_tokens=False).ids
-        return found if at_start else found[1:]
+        found = found if at_start else found[1:]
+        return [self._renumbered.get(i, i) for i in found] if self._renumbered else found
 
 
 _MARKS = _alternation(ASSISTANT_MARKS)

@@ -19,6 +19,7 @@ from typing import Any
 from steca_gym import __version__, errors
 from steca_gym.cli.exits import EXIT_CODES, exit_code
 from steca_gym.files import STORAGE_ERRNOS
+from steca_gym.redaction import redacted_traceback
 
 __all__ = ["EXIT_CODES", "commands", "exit_code", "main", "usage"]
 
@@ -41,12 +42,14 @@ Settings of a run that somebody sent may name code of steca_gym only; --trust PA
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code, and prints one line on the error stream for each known error."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        sys.excepthook = redacted_traceback  # the process is ours: a defect's stack shows no secret either
     # A module in the current folder, named as module:Object or _target_, is found as with `python -m`; after everything
     # installed.
     if "" not in sys.path:
         sys.path.append("")
     try:
-        with storage_errors():
+        with storage_errors(), missing_extras():
             return _dispatch(args)
     except errors.StecaError as error:
         print(f"steca: {' '.join(str(error).split())}", file=sys.stderr)
@@ -156,6 +159,32 @@ def usage() -> str:
         form, _, summary = first.partition(": ")
         lines.append(f"  {form.strip('`'):<44} {summary.rstrip('.')}" if summary else f"  {name:<44} {first}")
     return "\n".join([*lines, "  steca --version", _ENDING])
+
+
+# Modules of extras, and the extra that brings each; other optional modules have a line where they are used.
+_OF_EXTRA = {
+    **dict.fromkeys(
+        ("accelerate", "datasets", "peft", "pyarrow", "safetensors", "tokenizers", "torch", "transformers", "trl"),
+        "llm",
+    ),
+    "ray": "ray",
+    "wandb": "wandb",
+    "websockets": "openenv",
+}
+
+
+@contextlib.contextmanager
+def missing_extras() -> Iterator[None]:
+    """A library of an extra that is not installed gets a line that names the extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in _OF_EXTRA:
+            raise
+        raise errors.ConfigError(
+            f"this needs {module}, which is not installed; run `pip install 'steca-gym[{_OF_EXTRA[module]}]'`"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -50,8 +50,9 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def compare(overrides: Sequence[str], methods: Sequence[str], folders: Sequence[str] = ()) -> dict[str,
-EvaluationReport]:
+def compare(
+    overrides: Sequence[str], methods: Sequence[str], folders: Sequence[str] = ()
+) -> dict[str, EvaluationReport]:
     """Run each method on the same settings and seed, then print and keep the table.
 
     The table and the paired comparisons against the first method are written to ``comparison-*.md`` in the runs' root.

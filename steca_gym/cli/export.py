@@ -1,10 +1,13 @@
 """`steca export run=PATH [to=FOLDER]`: a run's trajectories, evidence and decisions as JSON lines and Parquet.
 
 `to` is PATH/export where it is not given. `datasets.load_dataset("parquet", data_files=...)` reads the tables.
+Parquet needs the llm extra; without it the JSON lines are written.
 """
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from steca_gym.cli.options import read_options
@@ -21,6 +24,11 @@ def main(args: list[str]) -> int:
     folder = RunFolder(given["run"])
     target = Path(given["to"] or folder.path / "export")
     with folder.buffer() as buffer:
-        for path in [*buffer.export_jsonl(target), *buffer.export_parquet(target)]:
+        for path in buffer.export_jsonl(target):
             print(path)
+        if find_spec("pyarrow") is None:
+            print("steca: no Parquet without pyarrow: pip install 'steca-gym[llm]'", file=sys.stderr)
+        else:
+            for path in buffer.export_parquet(target):
+                print(path)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from steca_gym.cli.composing import explain_overrides, own_objects
 from steca_gym.cli.exits import exit_code
 from steca_gym.cli.helping import run_help
 from steca_gym.cli.options import CONFIG_DIR, config_dirs, without_config_dirs
+from steca_gym.redaction import redact
 from steca_gym.registry import explain_unknown
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
     @hydra.main(version_base="1.3", config_path="pkg://steca_gym.conf", config_name="config")
     def main(cfg: DictConfig) -> JobOutcome:
         # A sweep's jobs may run elsewhere: what became of one is what it returns.
-        from steca_gym.cli import storage_errors
+        from steca_gym.cli import missing_extras, storage_errors
 
         code, line, value = 0, "", math.nan
         own = task_overrides()
@@ -126,6 +128,7 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
                     OmegaConf.update(cfg, key, setting, force_add=True)
             with (
                 storage_errors(),
+                missing_extras(),
                 opened(cfg, overrides=own, config_dirs=folders, sweep=sweep, swept=swept) as runner,
             ):
                 report = job(runner)
@@ -135,7 +138,7 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
         except errors.StecaError as error:
             code, line = exit_code(error), " ".join(str(error).split())
         except OmegaConfBaseException as error:
-            code, line = 2, f"a setting does not resolve: {' '.join(str(error).split())}"
+            code, line = 2, f"a setting does not resolve: {redact(' '.join(str(error).split()))}"
         if code:
             print(f"steca: {line}", file=sys.stderr)
         codes.append(code)
@@ -146,6 +149,8 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
     from steca_gym.cli.composing import search_path
 
     hydra_args += search_path(folders)
+    # It writes the whole configuration into a log of level DEBUG, before anything looks for secrets in it.
+    logging.getLogger("hydra._internal.hydra").setLevel(logging.INFO)
     old, sys.argv = sys.argv, ["steca " + command, *hydra_args]
     # What Hydra cannot do itself, such as making its folders, comes back as the exception that it is.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -295,9 +300,10 @@ def with_panel(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 def task_overrides() -> list[str]:
     """The overrides of the Hydra job under way, without those that only say where the folder is."""
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
     if not HydraConfig.initialized():
         return []
-    return [
-        o for o in HydraConfig.get().overrides.task if o.partition("=")[0].lstrip("+") not in ("run_dir", "runs_root")
-    ]
+    # As they were given: `key=${oc.env:PASSWORD}` must neither be stored as the password, nor come back as another one.
+    task: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [o for o in map(str, task) if o.partition("=")[0].lstrip("+") not in ("run_dir", "runs_root")]

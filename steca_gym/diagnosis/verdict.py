@@ -126,9 +126,7 @@ class Diagnosis:
                 "rank_correlation": m.rank_correlation,
                 "num_states": m.num_states,
             },
-            "forecast": {
-                name: getattr(self.forecast, name) for name in Forecast.__slots__ if name != "measures"
-            },
+            "forecast": {name: getattr(self.forecast, name) for name in Forecast.__slots__ if name != "measures"},
         }
 
 

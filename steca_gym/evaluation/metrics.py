@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,9 @@ from steca_gym.env import TextEnv
 from steca_gym.errors import DataError
 from steca_gym.evaluation.panel import check_games
 from steca_gym.evaluation.stress import StressResult, stress_test
+from steca_gym.files import parse_json
 from steca_gym.seeding import evaluation_seed
+from steca_gym.settings import read_stored
 from steca_gym.statistics import mcnemar_exact, paired_difference, wilson
 from steca_gym.trajectory import Trajectory
 
@@ -144,20 +145,22 @@ class EvaluationReport:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> EvaluationReport:
         """Read what ``as_dict`` gave; raises DataError with what is missing."""
+        if not isinstance(raw, Mapping):
+            raise DataError("not an evaluation report: expected an object")
+        stored = {f.name: raw[f.name] for f in dataclasses.fields(cls) if f.name in raw}
         try:
-            return cls(
-                games=tuple(GameResult(**g) for g in raw["games"]),
-                stress=tuple(StressResult(**s) for s in raw["stress"]),
-                cost=raw["cost"],
-            )
-        except (KeyError, TypeError) as error:
+            report = read_stored(cls, stored, where="")
+        except DataError as error:
             raise DataError(f"not an evaluation report: {error}") from error
+        if not report.games:
+            raise DataError("not an evaluation report: it holds no games")
+        return report
 
 
 def read_report(path: Path) -> EvaluationReport:
     """Read ``evaluation.json``; raises DataError with what is wrong and what to do."""
     try:
-        return EvaluationReport.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return EvaluationReport.from_dict(parse_json(path.read_bytes()))
     except (OSError, ValueError, DataError) as error:
         raise DataError(f"cannot read {str(path)!r}: {error}; remove it and evaluate again") from error
 

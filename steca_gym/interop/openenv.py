@@ -350,7 +350,7 @@ class _Session:
 
     def _drop(self, data: Mapping[str, Any]) -> dict[str, Any]:
         key = data.get("snapshot")
-        if key not in self._keys:
+        if not isinstance(key, str) or key not in self._keys:
             raise _Refused("VALIDATION_ERROR", f"no snapshot {key!r:.60} of this session")
         self._keys.discard(str(key))
         self._server._forget(str(key))

@@ -20,7 +20,7 @@ from steca_gym.reports.prices import Prices
 from steca_gym.reports.tables import collect_rows
 from steca_gym.reports.text import one_line
 from steca_gym.reports.trajectories import JSON, explored
-from steca_gym.runs.folder import RunFolder, RunRecord
+from steca_gym.runs.folder import RunFolder, RunRecord, as_written
 from steca_gym.statistics import wilson
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ def report_data(runs: Sequence[RunFolder], prices: Prices | None = None) -> Repo
             details.append(detail)
         counts.append(len(rows) - before)
     evaluations = [run.evaluation() for run in runs]
-    described = [
-        _run(run, evaluation, [r for r in rows if r["run"] == index])
-        for index, (run, evaluation) in enumerate(zip(runs, evaluations, strict=True))
-    ]
+    described = []
+    for index, (run, evaluation) in enumerate(zip(runs, evaluations, strict=True)):
+        with as_written(run.path):
+            described.append(_run(run, evaluation, [r for r in rows if r["run"] == index]))
     if prices is not None:
         for stage in (s for about in described for s in about["stages"]):
             stage["money"] = prices.of(stage)

@@ -43,7 +43,7 @@ def read_prices(path: Path) -> Prices:
 
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"cannot read the prices in {str(path)!r}: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(raw, dict):
         raise DataError(

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steca_gym.errors import DataError
+from steca_gym.errors import DataError, one_line
+from steca_gym.files import parse_json
+from steca_gym.settings import read_stored
 
 if TYPE_CHECKING:
     from steca_gym.buffer import CalibrationBuffer
@@ -59,7 +60,7 @@ class RunRecord:
     seed: int
     overrides: tuple[str, ...]
     """of the command that made the folder"""
-    config_dirs: tuple[str, ...]
+    config_dirs: tuple[str, ...] = ()
     settings: Mapping[str, Any]
     """the composed configuration"""
     stages: Mapping[str, StageRecord]
@@ -145,6 +146,18 @@ class RunFolder:
         return {s.name: {**s.cost, "seconds": s.seconds} for s in self.record.stages.values()}
 
 
+@contextmanager
+def as_written(folder: Path) -> Iterator[None]:
+    """Turn what a stage's free-form results, exchanged for something else, lead to into a line about the run."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{str(folder / RECORD)!r} holds something that no run has written ({one_line(error)}); restore it or "
+            "leave the run out"
+        ) from error
+
+
 def is_run(path: Path) -> bool:
     """Whether a folder holds a run."""
     return (path / RECORD).is_file()
@@ -161,7 +174,7 @@ def read_raw(folder: Path) -> dict[str, Any]:
     """``run.json`` as it stands; raises DataError with what is wrong and what to do."""
     path = folder / RECORD
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"no run in {str(folder)!r}; give the folder that `steca run` printed") from error
     except (OSError, ValueError) as error:
@@ -180,19 +193,11 @@ def read_raw(folder: Path) -> dict[str, Any]:
 def read_record(folder: Path) -> RunRecord:
     """Read ``run.json``; raises DataError with what is wrong and what to do."""
     raw, path = read_raw(folder), folder / RECORD
+    held = {name: raw[name] for name in (f.name for f in fields(RunRecord)) if name in raw}
+    for name, stage in held["stages"].items() if isinstance(held.get("stages"), dict) else ():
+        if isinstance(stage, dict):
+            stage.setdefault("name", name)
     try:
-        return RunRecord(
-            version=str(raw["version"]),
-            method=str(raw["method"]),
-            seed=int(raw["seed"]),
-            overrides=tuple(map(str, raw["overrides"])),
-            config_dirs=tuple(map(str, raw.get("config_dirs", ()))),
-            settings=dict(raw["settings"]),
-            stages={name: StageRecord(**{"name": name, **dict(held)}) for name, held in raw["stages"].items()},
-            evaluations={str(k): dict(v) for k, v in raw.get("evaluations", {}).items()},
-            unfinished={str(k): dict(v) for k, v in raw.get("unfinished", {}).items()},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{str(path)!r} is damaged ({type(error).__name__}: {error}); restore it or choose another folder"
-        ) from error
+        return read_stored(RunRecord, held, where="")
+    except DataError as error:
+        raise DataError(f"{str(path)!r} is damaged ({error}); restore it or choose another folder") from error

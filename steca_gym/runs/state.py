@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from steca_gym.errors import ConfigError, DataError, StecaError, StorageError
 from steca_gym.files import write_atomically
+from steca_gym.redaction import redact_data
 from steca_gym.runs.folder import FORMAT, RECORD, RunFolder, RunRecord, StageRecord, read_raw, read_record
 from steca_gym.runs.trust import check_trusted, seal
 from steca_gym.settings import plain
@@ -129,6 +130,7 @@ class RunState:
         self.update(stages={k: v for k, v in self.record.stages.items() if k not in names})
 
     def _write(self, raw: Mapping[str, Any]) -> None:
+        raw = redact_data(raw)
         write_atomically(self.folder / RECORD, json.dumps({**raw, "seal": seal(raw)}, indent=1))
 
 

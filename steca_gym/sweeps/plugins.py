@@ -31,7 +31,7 @@ def register() -> None:
 def _module(name: str) -> ModuleType:
     """A module of this process alone: with files below ``hydra_plugins``, Hydra would import them at every start."""
     parent = name.partition(".")[0]
-    if find_spec(parent) is None:  # no other plugin is installed
+    if parent not in sys.modules and find_spec(parent) is None:  # no other plugin is installed, and not called before
         sys.modules[parent] = ModuleType(parent)
         sys.modules[parent].__path__ = []
     return sys.modules.setdefault(name, ModuleType(name))

@@ -33,9 +33,7 @@ def seed_honoured(context: CheckContext) -> str:
             raise CheckFailure(f"reset(seed=7) gave {seen[0][0]!r} first and {seen[3][0]!r} (or another text) then")
         num_tasks = len(text_env(env).task_ids())
         if num_tasks > 50 and len({task for task, _ in seen}) == 1:
-            raise CheckFailure(
-                f"three seeds drew the same of {num_tasks} tasks: the seed is lost on its way"
-            )
+            raise CheckFailure(f"three seeds drew the same of {num_tasks} tasks: the seed is lost on its way")
     finally:
         env.close()
     return "three seeds, twice each"

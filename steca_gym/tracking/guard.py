@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from steca_gym.errors import ConfigError
+from steca_gym.redaction import redact
 from steca_gym.tracking.base import Artifact, Chart, Tracker
 
 
@@ -103,7 +104,7 @@ class SafeTracker:
     def _fail(self, error: BaseException) -> None:
         self.num_failures += 1
         if self.num_failures == 1:
-            why = " ".join(str(error).split()) or type(error).__name__
+            why = redact(" ".join(str(error).split())) or type(error).__name__
             warnings.warn(f"the tracker failed and the run continues without it: {why}", stacklevel=4)
 
     def _give_up(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from steca_gym.buffer import CalibrationBuffer
-from steca_gym.buffer.lines import typed_first
+from steca_gym.buffer.lines import result_line, trajectory_line, typed_first
 from steca_gym.errors import DataError
 from steca_gym.trajectory import read_jsonl
 from tests.buffer.test_store import result, trajectory
@@ -109,3 +109,21 @@ def test_datasets_streams_tables_without_rows(tmp_path: Path) -> None:
         for path in buffer.export_parquet(tmp_path / "out"):
             empty = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
             assert list(empty) == [] and empty.features
+
+
+GOOD = '{"content_key": "", "task_id": "t", "first_observation": "a", "steps": []}'
+
+
+@pytest.mark.parametrize("payload", [GOOD.replace(": ", ":\n\n "), GOOD[:-1] + ', "x": NaN}', GOOD[:-1] + ', "x":\r1}'])
+def test_a_stored_payload_of_several_lines_is_one_line_of_json(payload: str) -> None:
+    line = trajectory_line({"kind": "own"}, payload)
+    assert "\n" not in line and "\r" not in line
+    assert json.loads(line, parse_constant=pytest.fail)["kind"] == "own"
+
+
+@pytest.mark.parametrize("payload", ["", "[]", "{}", "1", GOOD[:-3], "{" * 3000])
+def test_a_damaged_payload_is_refused_in_one_line(payload: str) -> None:
+    for write in (trajectory_line, result_line):
+        if (write, payload) != (result_line, "{}"):
+            with pytest.raises(DataError, match="damaged row"):
+                write({"kind": "own"}, payload)

@@ -17,10 +17,7 @@ SLOW = {"reinforce.py"}
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(p.name, marks=[pytest.mark.slow] if p.name in SLOW else [])
-        for p in sorted(EXAMPLES.glob("*.py"))
-    ],
+    [pytest.param(p.name, marks=[pytest.mark.slow] if p.name in SLOW else []) for p in sorted(EXAMPLES.glob("*.py"))],
 )
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / name)]

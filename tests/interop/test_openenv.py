@@ -101,6 +101,8 @@ def test_a_snapshot_is_entered_again_also_by_another_session(server: OpenEnvServ
     assert one.refused("snapshot")[0] == "CAPACITY_REACHED"
     assert other.refused("drop", snapshot=key)[0] == "VALIDATION_ERROR"
     assert one.ok("drop", snapshot=key) == {"snapshot": key}
+    for odd in ([key], {"a": 1}, 5, None):
+        assert one.refused("drop", snapshot=odd)[0] == "VALIDATION_ERROR"
     assert "no snapshot" in other.refused("restore", snapshot=key)[1]
 
 

@@ -160,3 +160,39 @@ def test_settings_are_flattened_to_their_dotted_keys():
 def test_everything_is_plain_data(tmp_path):
     data = report_data([RunFolder(make_run(tmp_path / "run"))])
     assert json.loads(json.dumps([data.summary, data.rows, data.details])) == [data.summary, data.rows, data.details]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("stages", "calibration", "seconds"), "no"),
+        (("stages", "calibration", "cost"), {"num_episodes": [1]}),
+        (("stages", "calibration", "result", "num_deviated"), "many"),
+        (("stages", "calibration"), None),
+        (("evaluations",), {"a": 5}),
+        (("seed",), "x"),
+        (("method",), ["a"]),
+        (("settings",), None),
+    ],
+)
+def test_a_record_of_other_types_is_one_line(tmp_path, path, value):
+    folder = make_run(tmp_path / "run", num=2)
+    raw = json.loads((folder / "run.json").read_text())
+    held = raw
+    for name in path[:-1]:
+        held = held[name]
+    held[path[-1]] = value
+    (folder / "run.json").write_text(json.dumps(raw))
+    with pytest.raises(DataError, match="run.json' (is damaged|holds something that no run has written)"):
+        report_data([RunFolder(folder)])
+
+
+@pytest.mark.parametrize(
+    "change", [{"games": []}, {"games": [{"task_id": 5}]}, {"cost": {"a": {"b": "c"}}}, {"stress": 1}]
+)
+def test_an_evaluation_of_other_types_is_one_line(tmp_path, change):
+    folder = make_run(tmp_path / "run", num=2)
+    file = folder / "evaluation.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(DataError, match="evaluation.json'.*not an evaluation report.*remove it"):
+        report_data([RunFolder(folder)])
