@@ -25,6 +25,7 @@ from steca_gym.registry import (
     instantiate,
     reflectors,
 )
+from steca_gym.runs.guard import tasks_of_types
 from steca_gym.runs.state import SharedStages
 from steca_gym.seeding import derive_seed
 from steca_gym.settings import plain, read_settings
@@ -226,27 +227,11 @@ class RunContext:
             raise DataError(f"split {split!r} of {self.config.env.id!r} has no tasks; choose another split")
         order = [ids[i] for i in np.random.default_rng(self.config.seed).permutation(len(ids))]
         held_out = self.config.env.held_out_types
-        return order[:limit] if not held_out else self._of_types(split, order, limit, held_out)
-
-    def _of_types(self, split: str, task_ids: Sequence[str], limit: int, held_out: Sequence[str]) -> list[str]:
-        """The first tasks of a split that are (evaluation) or are not (all else) of these types; begins each."""
+        if not held_out:
+            return order[:limit]
         wanted = split == self.config.env.eval_split
-        known, found = set(), list[str]()
-        beginning = foreign_errors(f"beginning tasks of {self.config.env.id!r}")
-        with beginning, contextlib.closing(self.make_env(split)) as env:
-            for task_id in task_ids:
-                _, info = env.reset(seed=0, options={"task_id": task_id})
-                known.add(info["task_type"])
-                if (info["task_type"] in held_out) == wanted:
-                    found.append(task_id)
-                if len(found) == limit:
-                    break
-        if not found:
-            raise DataError(
-                f"split {split!r} has no task {'of' if wanted else 'beside'} the types {', '.join(held_out)} of "
-                f"env.held_out_types; its types: {', '.join(sorted(map(repr, known)))}"
-            )
-        return found
+        with foreign_errors(f"beginning tasks of {self.config.env.id!r}"):
+            return tasks_of_types(self.make_env(split), order, limit, held_out, wanted=wanted)
 
     def sampling(self, temperature: float) -> Sampling:
         """Sampling settings of the run's agent at a temperature."""

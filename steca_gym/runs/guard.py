@@ -1,4 +1,7 @@
-"""The guard of an evaluation: games that fed training, by their ids and by their content, are not evaluated on."""
+"""The guard of an evaluation: games that fed training, by their ids and by their content, are not evaluated on.
+
+Also keeps the types of tasks apart that an evaluation holds out.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 
 from steca_gym.env import TextEnv, World, content_digest
-from steca_gym.errors import ContaminationError
+from steca_gym.errors import ContaminationError, DataError
 from steca_gym.trajectory import Trajectory
 
 
@@ -48,3 +51,35 @@ def refuse_twins(twins: Sequence[str], num_games: int) -> None:
             f"{len(twins)} of {num_games} games read and are solved like a training task (first: {twins[0]!r}); "
             "evaluate on another split, or set env.twins=report to evaluate on them and have them counted"
         )
+
+
+def tasks_of_types(
+    env: TextEnv, task_ids: Sequence[str], limit: int, types: Sequence[str], *, wanted: bool
+) -> list[str]:
+    """The first tasks whose type is, or is not, among these; begins each to learn its type.
+
+    Args:
+        env: an environment of the tasks' split; it is closed.
+        task_ids: the tasks, in order.
+        limit: most tasks that are returned.
+        types: the types.
+        wanted: tasks of these types; False: of all others.
+
+    Raises:
+        DataError: there is none.
+    """
+    known, found = set[str](), list[str]()
+    with contextlib.closing(env):
+        for task_id in task_ids:
+            _, info = env.reset(seed=0, options={"task_id": task_id})
+            known.add(info["task_type"])
+            if (info["task_type"] in types) == wanted:
+                found.append(task_id)
+            if len(found) == limit:
+                break
+    if not found:
+        raise DataError(
+            f"split {env.split!r} has no task {'of' if wanted else 'beside'} the types {', '.join(types)} of "
+            f"env.held_out_types; its types: {', '.join(sorted(map(repr, known)))}"
+        )
+    return found
