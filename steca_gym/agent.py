@@ -5,9 +5,11 @@ Turn formats (how a turn states its thought and action) live in ``steca_gym.turn
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from steca_gym.errors import AgentError, ConfigError
@@ -19,6 +21,7 @@ from steca_gym.turns import (
     find_turn_format,
     parse_turn,
     render_turn,
+    tools_of,
 )
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "Message",
     "Need",
     "ParsedTurn",
+    "PlayerLeft",
     "Prompt",
     "Role",
     "Sampling",
@@ -40,6 +44,7 @@ __all__ = [
     "explain_unread",
     "find_turn_format",
     "is_clairvoyant",
+    "is_interactive",
     "parse_turn",
     "render_turn",
 ]
@@ -60,6 +65,9 @@ class Message:
     truncated: bool = False
     """an assistant's message that was cut at ``max_new_tokens``: the model did not write the end-of-turn mark, so
     training does not teach it there"""
+    tools: str = ""
+    """of a conversation's first message: the functions that its turns may call, as a JSON list in the form of OpenAI's
+    API; shown by the chat template where that can, else in the text of a system message"""
 
     def __post_init__(self) -> None:
         """Refuse content that is not text, such as a list of parts, and unknown roles."""
@@ -110,11 +118,55 @@ class Prompt:
     """the system message; empty for none"""
     examples: tuple[Message, ...] = ()
     """messages of a worked example, placed between the instruction and the first observation"""
+    tools: str = ""
+    """the functions that turns may call, see ``Message.tools``"""
 
     def messages(self) -> tuple[Message, ...]:
         """The messages before the first observation."""
         head = (Message("system", self.instruction),) if self.instruction else ()
-        return head + self.examples
+        return self._with_tools((*head, *self.examples))
+
+    def begin(self, first_observation: str) -> tuple[Message, ...]:
+        """The messages of an episode's start: ``messages()`` and the first observation."""
+        return self._with_tools((*self.messages(), Message("user", first_observation)))
+
+    def written_in(self, turn_format: str | TurnFormat | None) -> Prompt:
+        """This prompt for agents that write their turns in a format.
+
+        ``{turn_format}`` in the instruction becomes the format's own instructions, turns of the examples (written as
+        ``Thought: ... Action: ...``) are written in the format, and the functions that it calls are listed.
+
+        Raises:
+            ConfigError: the instruction asks for ``Action:`` lines, and the format has none.
+        """
+        found = find_turn_format(turn_format)
+        if found.name != "react" and re.search(r"^\s*Action:", self.instruction, re.MULTILINE):
+            raise ConfigError(
+                f"the prompt's instruction asks for 'Action: ...' lines, but turns are written as {found.name!r}; "
+                "write {turn_format} in their place, or use a prompt for any format (env/prompt=turns)"
+            )
+        listed = tools_of(found)
+        return replace(
+            self,
+            instruction=self.instruction.replace("{turn_format}", found.instructions),
+            examples=tuple(_rewritten(message, found) for message in self.examples),
+            tools=json.dumps(list(listed)) if listed else "",
+        )
+
+    def _with_tools(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        if not (self.tools and messages) or messages[0].tools:
+            return messages
+        return (replace(messages[0], tools=self.tools), *messages[1:])
+
+
+def _rewritten(message: Message, turn_format: TurnFormat) -> Message:
+    """A turn of an example in another format; what is no turn stays as it is."""
+    if message.role != "assistant" or turn_format.name == "react":
+        return message
+    parsed = parse_turn(message.content)
+    if parsed.action is None:
+        return message
+    return Message("assistant", turn_format.render(parsed.thought, parsed.action))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +267,20 @@ class StreamingAgent(Agent, Protocol):
     def poll(self) -> list[tuple[str, Turn | Exception]]:
         """Work until at least one turn is ready; empty only when nothing is in progress."""
         ...
+
+
+class PlayerLeft(KeyboardInterrupt):
+    """Raised by an interactive agent whose person ends the game; what does not handle it ends as after Ctrl-C."""
+
+    def __init__(self, reason: str, *, interrupted: bool = False) -> None:
+        """Keep the reason, and whether it was Ctrl-C."""
+        super().__init__(reason)
+        self.interrupted = interrupted
+
+
+def is_interactive(agent: object) -> bool:
+    """Whether an agent reads from the terminal, so that nothing else may draw there: its attribute of that name."""
+    return bool(getattr(agent, "is_interactive", False))
 
 
 def is_clairvoyant(agent: object) -> bool:

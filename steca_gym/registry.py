@@ -1,4 +1,4 @@
-"""Names to objects: one way to look up agents, methods, encoders, reflectors, trackers, executors and reports.
+"""Names to objects: agents, methods, encoders, reflectors, trackers, executors, reports and turn formats.
 
 A name is either registered (``"steca"``) or points into a module (``"my_module:MyMethod"``). A setting of the
 configuration names its object with ``name`` or with Hydra's ``_target_``. Environments are registered with Gymnasium.
@@ -271,6 +271,7 @@ fetchers = Registry("world to fetch", rooms=("steca_gym.envs",))
 methods = Registry("method")
 reflectors = Registry("reflector", rooms=("steca_gym.calibration.reflection", "steca_gym.agents"), methods=("reflect",))
 reports = Registry("report")
+turn_formats = Registry("turn format", rooms=("steca_gym.turns",), methods=("render", "parse"))
 trackers = Registry("logger", methods=("log", "table", "summary", "finish"))
 
 methods.register("none", "steca_gym.methods.none:NoTraining")

@@ -90,7 +90,7 @@ class Trajectory:
 
     def messages(self, prompt: Prompt) -> tuple[Message, ...]:
         """The conversation: the prompt, the first observation, then turn and observation of each step."""
-        messages = [*prompt.messages(), Message("user", self.first_observation)]
+        messages = [*prompt.begin(self.first_observation)]
         for step in self.steps:
             messages.append(Message("assistant", step.turn_text(), step.token_ids, step.truncated))
             messages.append(Message("user", step.observation))

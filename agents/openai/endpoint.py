@@ -29,6 +29,7 @@ from steca_gym.errors import AgentError, ConfigError
 from steca_gym.redaction import guard_loggers, hide, holds_credentials, remove, secret_setting
 
 _RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_STATUS_OF_UNKNOWN_FIELDS = frozenset({400, 422})
 _MAX_ERROR_BYTES = 1 << 16
 _MAX_REDIRECTS = 3
 # The HTTP library logs headers that it receives, and addresses.
@@ -61,6 +62,8 @@ class EndpointSettings:
     """name of the field for the maximum number of new tokens, e.g. ``max_completion_tokens``; empty: not sent"""
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     """further fields of every request, e.g. ``{"top_k": 20}``; they take precedence, and null removes a field"""
+    return_token_ids: bool = True
+    """ask for the sampled ids (vLLM's field ``return_token_ids``); a server that refuses the field is asked without"""
     max_answer_bytes: int = 16 << 20
     """a longer answer is refused"""
 
@@ -118,6 +121,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
+class _RefusedRequest(AgentError):
+    """A request that the server refuses, with its status and the beginning of what it said."""
+
+    def __init__(self, message: str, status: int, told: bytes) -> None:
+        super().__init__(message)
+        self.status, self.told = status, told
+
+
 class _Refused(Exception):
     """An answer that another attempt would not change; its text has been cleaned."""
 
@@ -162,6 +173,11 @@ class Endpoint:
         self._slots = asyncio.Semaphore(settings.max_in_flight)
         self.num_retries = 0
         """attempts beyond the first, so far"""
+        self.unknown_fields: set[str] = set()
+        """fields of requests that the server refuses; they are no longer sent"""
+        self._knows_fields = (
+            False  # it has answered a request with optional fields, so it refuses others for their own sake
+        )
 
     def complete(
         self, asked: Sequence[tuple[Sequence[Message], Sampling, int]], *, extra: Mapping[str, Any] | None = None
@@ -182,24 +198,27 @@ class Endpoint:
 
     def start(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message | Mapping[str, Any]],
         sampling: Sampling,
         seed: int,
         *,
         extra: Mapping[str, Any] | None = None,
+        optional: Mapping[str, Any] | None = None,
     ) -> Future[Completion]:
         """Begin to answer one conversation; raises ConfigError for a key that cannot be sent.
 
         Args:
-            messages: the conversation.
+            messages: the conversation; a mapping is sent as it is.
             sampling: temperature, maximum number of new tokens, top_p.
             seed: sent along, if the settings say so.
             extra: further fields of this request.
+            optional: fields that not every server knows. A request that is refused with them is sent once more without,
+                and where that helps they are not sent again.
         """
         s = self.settings
         body: dict[str, Any] = {
             "model": s.model,
-            "messages": [m.as_dict() for m in messages],
+            "messages": [m.as_dict() if isinstance(m, Message) else dict(m) for m in messages],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
@@ -207,10 +226,11 @@ class Endpoint:
             body[s.max_tokens_field] = sampling.max_new_tokens
         if s.send_seed:
             body["seed"] = seed
-        body.update({**(extra or {}), **_plain(s.extra_body)})
+        known = {name: value for name, value in (optional or {}).items() if name not in self.unknown_fields}
+        body.update({**known, **(extra or {}), **_plain(s.extra_body)})
         body = {name: value for name, value in body.items() if value is not None}
-        data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-        return _LOOP.run(self._answer(data, self._key()))
+        droppable = [name for name in known if name not in s.extra_body and name not in (extra or {})]
+        return _LOOP.run(self._answer(body, self._key(), droppable))
 
     def _key(self) -> str:
         key = os.environ.get(self.settings.api_key_env, "").strip()
@@ -222,42 +242,65 @@ class Endpoint:
         hide(key)
         return key
 
-    async def _answer(self, data: bytes, key: str) -> Completion:
-        s = self.settings
+    async def _answer(self, body: dict[str, Any], key: str, optional: Sequence[str]) -> Completion:
+        """Send a request; where it is refused, once more without its optional fields."""
+        left_out: list[str] = []
         async with self._slots:
-            problem = ""
             self._open()
-            for attempt in range(s.max_retries + 1):
-                self.num_retries += bool(attempt)
-                pause = s.backoff_s * 2**attempt
+            while True:
+                data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
                 try:
-                    async with asyncio.timeout(s.timeout_s):
-                        status, headers, raw = await self._post(data, key)
-                    if status < 300:
-                        answer = read_completion(raw)
-                        # A turn is stored and trained on, so a server that puts the key into one is not followed.
-                        return dataclasses.replace(answer, text=remove(answer.text, [key])) if key else answer
-                    problem = f"status {status}: {one_line(raw, key)}"
-                    if status not in _RETRIED_STATUS:
-                        raise AgentError(f"{self._shown_url} refused a request with {problem}; {advice(raw)}")
-                    pause = max(pause, _seconds(headers.get("retry-after")))
-                except TimeoutError:
-                    problem = f"timed out after {s.timeout_s:g} s"
-                except MalformedAnswer as error:
-                    problem = f"an answer that is no chat completion ({one_line(str(error).encode(), key)})"
-                except _Refused as error:
-                    raise AgentError(f"{self._shown_url} {error}") from None
-                except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-                    problem = one_line((str(error) or type(error).__name__).encode(errors="replace"), key)
-                if attempt < s.max_retries:
-                    if self._sleep is not None:
-                        self._sleep(pause)
-                    else:
-                        await asyncio.sleep(pause)
-            raise AgentError(
-                f"{self._shown_url} did not answer in {s.max_retries + 1} attempts; the last problem: {problem}; "
-                "check that the server runs and that base_url is right"
-            )
+                    completion = await self._attempts(data, key)
+                except _RefusedRequest as error:
+                    told = error.told.decode("utf-8", "replace")
+                    named = [name for name in optional if name in told]
+                    if not named and not self._knows_fields:
+                        named = list(optional)
+                    if not named or error.status not in _STATUS_OF_UNKNOWN_FIELDS:
+                        raise AgentError(str(error)) from None
+                    left_out += named
+                    optional = [name for name in optional if name not in named]
+                    body = {name: value for name, value in body.items() if name not in named}
+                    continue
+                self.unknown_fields.update(left_out)
+                self._knows_fields = self._knows_fields or bool(optional)
+                return completion
+
+    async def _attempts(self, data: bytes, key: str) -> Completion:
+        """Send a request until it is answered; raises AgentError."""
+        s = self.settings
+        problem = ""
+        for attempt in range(s.max_retries + 1):
+            self.num_retries += bool(attempt)
+            pause = s.backoff_s * 2**attempt
+            try:
+                async with asyncio.timeout(s.timeout_s):
+                    status, headers, raw = await self._post(data, key)
+                if status < 300:
+                    return _without_key(read_completion(raw), key)
+                problem = f"status {status}: {one_line(raw, key)}"
+                if status not in _RETRIED_STATUS:
+                    raise _RefusedRequest(
+                        f"{self._shown_url} refused a request with {problem}; {advice(raw)}", status, raw
+                    )
+                pause = max(pause, _seconds(headers.get("retry-after")))
+            except TimeoutError:
+                problem = f"timed out after {s.timeout_s:g} s"
+            except MalformedAnswer as error:
+                problem = f"an answer that is no chat completion ({one_line(str(error).encode(), key)})"
+            except _Refused as error:
+                raise AgentError(f"{self._shown_url} {error}") from None
+            except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+                problem = one_line((str(error) or type(error).__name__).encode(errors="replace"), key)
+            if attempt < s.max_retries:
+                if self._sleep is not None:
+                    self._sleep(pause)
+                else:
+                    await asyncio.sleep(pause)
+        raise AgentError(
+            f"{self._shown_url} did not answer in {s.max_retries + 1} attempts; the last problem: {problem}; "
+            "check that the server runs and that base_url is right"
+        )
 
     async def _post(self, data: bytes, key: str) -> tuple[int, httpx.Headers, bytes]:
         """Send a request; returns status, headers and at most ``max_answer_bytes`` of the body."""
@@ -299,6 +342,14 @@ class Endpoint:
             )
             weakref.finalize(self, _close, self._client).atexit = False
         return self._client
+
+
+def _without_key(answer: Completion, key: str) -> Completion:
+    """A turn is stored and trained on, so a key that a server puts into one is removed; its token ids would keep it."""
+    text = remove(answer.text, [key]) if key else answer.text
+    if text == answer.text:
+        return answer
+    return dataclasses.replace(answer, text=text, token_ids=None, log_probs=None, end_log_prob=None)
 
 
 def _close(client: httpx.AsyncClient) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from steca_gym.agent import GREEDY, Agent, Prompt, Sampling
+from steca_gym.agent import GREEDY, Agent, Prompt, Sampling, TurnFormat
 from steca_gym.collectors.collector import Collector
 from steca_gym.collectors.episodes import EpisodeRequest, Fork
 from steca_gym.env import TextEnv, World
@@ -122,6 +122,7 @@ class AgentRepair:
         prompt: what stands before each episode, as for the agent that is calibrated.
         sampling: greedy by default.
         max_turns: turns that it gets; None: until the episode's own end.
+        turn_format: how it writes its turns.
     """
 
     def __init__(
@@ -132,9 +133,10 @@ class AgentRepair:
         prompt: Prompt | None = None,
         sampling: Sampling = GREEDY,
         max_turns: int | None = None,
+        turn_format: str | TurnFormat | None = None,
     ) -> None:
         """See the class; environments are made at the first use."""
-        self._collector = Collector(make_env, agent, prompt=prompt, num_envs=1)
+        self._collector = Collector(make_env, agent, prompt=prompt, num_envs=1, turn_format=turn_format)
         self._sampling, self._max_turns = sampling, max_turns
         self.name = agent.name
 
@@ -166,6 +168,7 @@ def make_repairer(
     *,
     world: LocalWorld | None = None,
     prompt: Prompt | None = None,
+    turn_format: str | TurnFormat | None = None,
 ) -> Repairer | None:
     """The repairer that ``calibrate`` uses: an agent is wrapped; without one the world's own expert repairs.
 
@@ -174,11 +177,12 @@ def make_repairer(
         make_env: makes the environment; without it only a repairer of the caller's own works.
         world: shared with other questions to the world.
         prompt: for an agent.
+        turn_format: how an agent writes its turns.
     """
     if expert is None:
         return ExpertRepair(world or LocalWorld(make_env)) if make_env is not None else None
     if isinstance(expert, Agent):
         if make_env is None:
             raise WorldError("an agent that repairs needs make_env, got none; pass the environment's factory")
-        return AgentRepair(expert, make_env, prompt=prompt)
+        return AgentRepair(expert, make_env, prompt=prompt, turn_format=turn_format)
     return expert

@@ -9,13 +9,15 @@ as the very ids that it sampled. When the codec is made, the result is compared 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from steca_gym.agent import Message
 from steca_gym.chat.control_tokens import ASSISTANT_MARKS, LiteralTokenizer, Part, control_tokens, encodable
 from steca_gym.chat.template import ChatTemplate
 from steca_gym.errors import CheckpointError, ConfigError
+from steca_gym.turns import split_calls
 
 _MAX_CACHED_CHARS = 8_000_000
 _MAX_CACHED_TEXT = 20_000
@@ -28,6 +30,28 @@ _ODD = " ".join(['"It\'s" <b>&amp;</b> {{ x }} {% y %} [z] a_b*c  two\tblanks\n\
 """a long content with characters that templates may escape, replace or cut"""
 
 
+class Shown(NamedTuple):
+    """A message under a role that only templates know."""
+
+    role: str
+    content: str
+    token_ids: tuple[int, ...] | None
+    truncated: bool
+
+
+def tools_as_text(tools: str) -> str:
+    """What a system message says of functions (a JSON list) where the chat template shows none."""
+    lines = "\n".join(json.dumps(tool) for tool in json.loads(tools))
+    return (
+        f"You can call these functions:\n{lines}\n"
+        'Write a call as <tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>'
+    )
+
+
+def _is_call(message: Message, always: bool) -> bool:
+    return message.role == "assistant" and (always or split_calls(message.content) is not None)
+
+
 class ChatCodec:
     """A tokenizer's chat template as a code for conversations.
 
@@ -38,20 +62,35 @@ class ChatCodec:
     * ``encode(messages[:k], for_generation=True)`` is a prefix of ``encode(messages)`` for every ``k`` before an
       assistant's turn, as long as ``keeps`` holds for the turns of the conversation.
     * Control tokens in contents are text: they are encoded as the letters that they consist of.
+    * Functions that turns may call (``Message.tools`` of the first message) are shown by the template where it can, and
+      observations after a call are then results of tools where it shows these. Otherwise the functions stand as JSON in
+      the text of the system message, if there is one.
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
         name: what the tokenizer is called in error messages, e.g. its folder.
+        tools: functions that the template is given for every conversation.
+        observations: the role under which the template gets observations that follow a call: "user" or "tool".
 
     Raises:
         CheckpointError: no chat template, one that cannot be reproduced, or one without an end-of-turn token.
     """
 
-    def __init__(self, tokenizer: Any, *, name: str = "") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        name: str = "",
+        tools: Sequence[Any] = (),
+        observations: Literal["user", "tool"] = "user",
+    ) -> None:
         """See the class."""
         self.tokenizer = tokenizer
+        self._observations = observations
+        self._has_tools = bool(tools)
+        self._by_tools: dict[str, ChatCodec | None] = {}
         self.name = name or str(getattr(tokenizer, "name_or_path", "") or "the tokenizer")
-        self._template = template = ChatTemplate(tokenizer, name=self.name)
+        self._template = template = ChatTemplate(tokenizer, name=self.name, tools=tools)
         self._cache: dict[Any, tuple[int, ...]] = {}
         self._cached_chars = 0
         self._literal: LiteralTokenizer | None = None
@@ -122,13 +161,19 @@ class ChatCodec:
     def _encode_turns(
         self, messages: Sequence[Message], start: int, for_generation: bool
     ) -> tuple[list[int], list[tuple[int, int]]]:
+        codec, shown = self._with_tools(messages)
+        return codec._encode_shown(shown, start, for_generation)
+
+    def _encode_shown(
+        self, messages: Sequence[Message | Shown], start: int, for_generation: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         if self._empty_problem and not all(m.content.strip() for m in messages):
             raise CheckpointError(self._empty_problem)
         if start and messages[start - 1].role != "assistant":
             raise ConfigError(
                 f"start must stand after an assistant's message, got {start} after {messages[start - 1].role!r}"
             )
-        last_user = max((i for i, m in enumerate(messages) if m.role == "user"), default=-1)
+        last_user = max((i for i, m in enumerate(messages) if m.role in ("user", "tool")), default=-1)
         ids: list[int] = []
         turns: list[tuple[int, int]] = []
         parts: list[Part] = []
@@ -180,8 +225,12 @@ class ChatCodec:
         drop reasoning from the history. A turn without ids or reasoning whose prompt has opened a reasoning block gets
         an empty one. Returns ids and mask; the mask is 1 on the turn (with its end-of-turn mark unless truncated).
         """
+        codec, shown = self._with_tools(messages)
+        return codec._encode_shown_turn(shown)
+
+    def _encode_shown_turn(self, messages: Sequence[Message | Shown]) -> tuple[list[int], list[int]]:
         turn = messages[-1]
-        prompt, _ = self.encode(messages[:-1], for_generation=True)
+        prompt, _ = self._encode_shown(messages[:-1], 0, for_generation=True)
         said: Sequence[int] | None = turn.token_ids
         if said is None:
             lead, content = "", turn.content.strip()
@@ -195,7 +244,7 @@ class ChatCodec:
         end = [0 if turn.truncated else 1] * len(self.end_ids)
         return [*prompt, *said, *self.end_ids], [*[0] * len(prompt), *[1] * len(said), *end]
 
-    def keeps(self, message: Message) -> bool:
+    def keeps(self, message: Message | Shown) -> bool:
         """Whether the next prompt repeats this turn after the same ids that it was sampled from.
 
         False where the template drops the turn's reasoning, or shows past turns differently from the one to generate.
@@ -231,6 +280,57 @@ class ChatCodec:
         """Ids that no content can produce: special tokens, and tokens that only the template writes."""
         unknown = getattr(self.tokenizer, "unk_token_id", None)
         return frozenset(i for text, i in self._controls.ids.items() if text not in ASSISTANT_MARKS and i != unknown)
+
+    # -- functions that turns may call -----------------------------------------------------------------------
+
+    def _with_tools(self, messages: Sequence[Message]) -> tuple[ChatCodec, Sequence[Message | Shown]]:
+        """The codec that shows the conversation's functions, and the messages as it takes them."""
+        tools = messages[0].tools if messages and not self._has_tools else ""
+        if not tools:
+            return self, self._shown(messages)
+        if tools not in self._by_tools:
+            self._by_tools[tools] = self._find_with_tools(tools)
+        codec = self._by_tools[tools]
+        if codec is not None:
+            return codec, codec._shown(messages)
+        first = messages[0]
+        if first.role != "system":
+            return self, messages
+        return self, (dataclasses.replace(first, content=f"{first.content}\n\n{tools_as_text(tools)}"), *messages[1:])
+
+    def _find_with_tools(self, tools: str) -> ChatCodec | None:
+        """A codec whose template shows these functions; None where the template shows none, or not append-only."""
+        listed = json.loads(tools)
+        names = [tool["function"]["name"] for tool in listed]
+        for observations in ("tool", "user"):
+            try:
+                shown = ChatTemplate(self.tokenizer, name=self.name, tools=listed).render(["user"], ["word"])
+                if not all(json.dumps(name) in shown or name in shown for name in names):
+                    return None
+                if shown == self._template.render(["user"], ["word"]):
+                    return None
+                made = ChatCodec(self.tokenizer, name=self.name, tools=listed, observations=observations)
+            except CheckpointError:
+                continue
+            same = (made.end_ids, made._opened, made.drops_thoughts) == (
+                self.end_ids,
+                self._opened,
+                self.drops_thoughts,
+            )
+            if same:
+                return made
+        return None
+
+    def _shown(self, messages: Sequence[Message], *, check: bool = False) -> Sequence[Message | Shown]:
+        """The messages with observations that follow a call (in the check: a turn) as results of tools."""
+        if self._observations == "user":
+            return messages
+        return [
+            Shown("tool", m.content, m.token_ids, m.truncated)
+            if m.role == "user" and i and _is_call(messages[i - 1], check)
+            else m
+            for i, m in enumerate(messages)
+        ]
 
     # -- text to ids ---------------------------------------------------------------------------------------
 
@@ -342,12 +442,13 @@ class ChatCodec:
                 "text into the first message of the examples"
             )
 
-    def _compare(self, talk: Sequence[Message]) -> None:
+    def _compare(self, messages: Sequence[Message]) -> None:
+        talk = self._shown(messages, check=True)
         roles, contents = [m.role for m in talk], [m.content for m in talk]
         for generation in (True, False) if roles[-1] == "user" else (False,):
             text = self._template.render(roles, contents, generation=generation)
             expected = self.tokenizer.encode(text, add_special_tokens=False)
-            ids, _ = self.encode(talk, for_generation=generation)
+            ids, _ = self._encode_shown(talk, 0, generation)
             if ids == expected:
                 continue
             if roles[-1] == "assistant":

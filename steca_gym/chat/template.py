@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from steca_gym.agent import Message
 from steca_gym.chat.control_tokens import ControlTokens
 from steca_gym.errors import CheckpointError
 
@@ -68,14 +67,16 @@ class ChatTemplate:
     Args:
         tokenizer: a transformers tokenizer with a chat template.
         name: what the tokenizer is called in error messages.
+        tools: functions that the template is given, as OpenAI's API lists them.
 
     Raises:
         CheckpointError: no chat template, several, or one that is not append-only.
     """
 
-    def __init__(self, tokenizer: Any, *, name: str) -> None:
+    def __init__(self, tokenizer: Any, *, name: str, tools: Sequence[Any] = ()) -> None:
         """See the class."""
         self.tokenizer, self.name = tokenizer, name
+        self._tools = list(tools) or None
         template = getattr(tokenizer, "chat_template", None)
         if not template:
             raise CheckpointError(
@@ -99,7 +100,11 @@ class ChatTemplate:
         conversation = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
         try:
             text: str = self.tokenizer.apply_chat_template(
-                conversation, chat_template=self._template, tokenize=False, add_generation_prompt=generation
+                conversation,
+                chat_template=self._template,
+                tools=self._tools,
+                tokenize=False,
+                add_generation_prompt=generation,
             )
         except Exception as error:  # a template may raise anything of its own
             reason = " ".join(str(error).split())[:200]
@@ -200,7 +205,7 @@ class ChatTemplate:
             raise self.refused("it shows reasoning in a past turn in a form of its own")
         return self._shown_thought(content.rpartition("</think>")[2] if self.drops_thoughts else content)
 
-    def opening(self, messages: Sequence[Message]) -> tuple[tuple[str, Callable[[str], str]], ...]:
+    def opening(self, messages: Sequence[Any]) -> tuple[tuple[str, Callable[[str], str]], ...]:
         """Texts before the first contents, up to the first user's; templates treat these in their own ways."""
         roles: list[str] = []
         for message in messages:

@@ -86,6 +86,7 @@ def main(args: list[str]) -> int:
         step_rewards=rewards,
         prompt=context.prompt,
         num_envs=config.collector.num_envs,
+        turn_format=config.agent.turn_format,
         on_progress=lambda what: context.say(f"  {what}"),
     )
     print(json.dumps(found.as_dict(), indent=1) if own["form"] == "json" else "\n".join(found.lines()))

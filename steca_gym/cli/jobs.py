@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Job = Callable[["Runner"], "EvaluationReport | None"]
 
 _MULTIRUN = ("-m", "--multirun")
-_SWEPT = re.compile(r"^[^\[{(]*,|^(choice|range|interval|glob)\(")
+_SWEPT = re.compile(r"^[^\[{(]*,|^(choice|range|interval|glob|tag|shuffle|sort|int|float|str)\(")
 """a value that names several: ``a,b``, ``range(3)``; not ``[a,b]``"""
 _PASSIVE = ("--hydra-help", "--cfg", "-c", "--info", "--resolve", "--package", "-p")
 
@@ -89,6 +89,7 @@ def check_flags(command: str, args: Sequence[str]) -> None:
 
 def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[str, Any], job: Job) -> int:
     import hydra
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
@@ -97,6 +98,7 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
     register()
     take_outcomes()
     codes: list[int] = []
+    sweep, keys = sweep_name(args), swept_keys(args)
 
     @hydra.main(version_base="1.3", config_path="pkg://steca_gym.conf", config_name="config")
     def main(cfg: DictConfig) -> JobOutcome:
@@ -104,15 +106,18 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
         from steca_gym.cli import missing_extras, storage_errors
 
         code, line, value = 0, "", math.nan
+        own = task_overrides()
+        pairs = (o.partition("=") for o in own)
+        swept = {k: v for k, _, v in ((k.lstrip("+"), e, v) for k, e, v in pairs) if k in keys} if sweep else None
         # A failing job of a sweep must not take its siblings along, and Hydra would print a stack for it.
         try:
             with open_dict(cfg):
-                for key, given in fixed.items():
-                    OmegaConf.update(cfg, key, given, force_add=True)
+                for key, setting in fixed.items():
+                    OmegaConf.update(cfg, key, setting, force_add=True)
             with (
                 storage_errors(),
                 missing_extras(),
-                opened(cfg, overrides=task_overrides(), config_dirs=folders, sweep=sweep_name(args)) as runner,
+                opened(cfg, overrides=own, config_dirs=folders, sweep=sweep, swept=swept) as runner,
             ):
                 report = job(runner)
                 show(runner, report)
@@ -139,6 +144,10 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         main()
+    except HydraException as error:  # a sweeper or launcher of ours that refuses its settings
+        if isinstance(error.__cause__, errors.StecaError):
+            raise error.__cause__ from None
+        raise
     except OSError as error:
         raise errors.StorageError(
             f"Hydra cannot write {error.filename or 'its folder'!r}: {error.strerror or error}; "
@@ -169,17 +178,28 @@ def _objective(report: EvaluationReport | None) -> float:
 
 @contextlib.contextmanager
 def opened(
-    cfg: DictConfig, *, overrides: Sequence[str], config_dirs: Sequence[str], sweep: str = ""
+    cfg: DictConfig,
+    *,
+    overrides: Sequence[str],
+    config_dirs: Sequence[str],
+    sweep: str = "",
+    swept: Mapping[str, str] | None = None,
 ) -> Iterator[Runner]:
     """A runner for a composed configuration, with other libraries' bars and warnings kept out of its view."""
     from steca_gym.runs import Runner
     from steca_gym.runs.quiet import undisturbed
 
     with (
-        Runner.open(cfg, overrides=overrides, config_dirs=config_dirs, sweep=sweep) as runner,
+        Runner.open(cfg, overrides=overrides, config_dirs=config_dirs, sweep=sweep, swept=swept) as runner,
         undisturbed(runner.folder),
     ):
         yield runner
+
+
+def swept_keys(args: Sequence[str]) -> set[str]:
+    """The keys that the arguments sweep."""
+    pairs = (a.partition("=") for a in without_config_dirs(args))
+    return {key.lstrip("+~") for key, _, value in pairs if _SWEPT.search(value)}
 
 
 def sweep_name(args: Sequence[str]) -> str:

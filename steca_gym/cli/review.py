@@ -77,7 +77,7 @@ def make_editor(run: RunFolder) -> Editor:
 
     context = RunContext(_config(run), run.path)
     expert = context.expert()
-    return Editor(context.make_env, expert, prompt=context.prompt)
+    return Editor(context.make_env, expert, prompt=context.prompt, turn_format=context.config.agent.turn_format)
 
 
 def _config(run: RunFolder) -> RunConfig:

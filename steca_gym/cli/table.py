@@ -2,10 +2,11 @@
 
   steca table runs                             all runs below a folder, also while a sweep runs
   steca table runs by=agent.train.learning_rate
-  steca table runs/a runs/b format=markdown
+  steca table runs/a runs/b format=markdown    or latex, csv, text
 
 A row for each method (and for each value of `by`, any key of the configuration): runs, mean over seeds with its 95 %
-interval, steps, distance to the expert, robustness after a wrong action, and cost.
+interval, interquartile mean over seeds and task types with a stratified bootstrap interval, the probability that a run
+is better than one of the first row, steps, distance to the expert, robustness after a wrong action, and cost.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class LiveEpisode:
             if parsed.action == self._expert[0] or parsed.action in (self._admissible_actions or ()):
                 self.status, self._error = "error", f"WorldError: {_several_lines(num_lines)}"
                 return None
-            parsed = ParsedTurn(parsed.thought, None, f"the action has {num_lines} lines, expected one line")
+            parsed = one_line_action(parsed, multiline=False)
         if len(text) > MAX_TURN_CHARS:
             text, token_ids, truncated = text[:MAX_TURN_CHARS], None, True
         action = parsed.action
@@ -250,6 +250,14 @@ class LiveEpisode:
     def _asks(self) -> bool:
         limit = self.request.max_agent_turns
         return limit is None or self.num_agent_turns < limit
+
+
+def one_line_action(parsed: ParsedTurn, multiline: bool) -> ParsedTurn:
+    """The turn, or an unreadable one where its action has several lines in a world whose actions have one."""
+    num_lines = 0 if multiline or parsed.action is None else len(parsed.action.splitlines())
+    if num_lines <= 1:
+        return parsed
+    return ParsedTurn(parsed.thought, None, f"the action has {num_lines} lines, expected one line")
 
 
 def _several_lines(num_lines: int) -> str:

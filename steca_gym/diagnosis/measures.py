@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steca_gym.agent import GREEDY, Agent, Prompt, Sampling
+from steca_gym.agent import GREEDY, Agent, Prompt, Sampling, TurnFormat
 from steca_gym.calibration import CalibrationSettings, ExpertResult, calibrate
 from steca_gym.calibration.exploration import normal_action
 from steca_gym.calibration.repair import bare_env
@@ -144,6 +144,7 @@ def measure(
     step_rewards: StepRewardSettings | None = None,
     prompt: Prompt | None = None,
     num_envs: int = 64,
+    turn_format: str | TurnFormat | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Measures:
     """Play the probes.
@@ -158,6 +159,7 @@ def measure(
         step_rewards: as the run would estimate.
         prompt: what stands before each episode.
         num_envs: episodes in progress.
+        turn_format: how agent and expert write their turns.
         on_progress: told what is measured next.
 
     Raises:
@@ -169,8 +171,8 @@ def measure(
         raise DataError(f"a diagnosis needs at least 2 tasks, got {len(ids)}; choose another split")
     seeds = {t: derive_seed(s.seed, t, 0) for t in ids}
     with (
-        Collector(make_env, expert, prompt=prompt, num_envs=num_envs) as by_expert,
-        Collector(make_env, agent, prompt=prompt, num_envs=num_envs) as by_agent,
+        Collector(make_env, expert, prompt=prompt, num_envs=num_envs, turn_format=turn_format) as by_expert,
+        Collector(make_env, agent, prompt=prompt, num_envs=num_envs, turn_format=turn_format) as by_agent,
     ):
         on_progress("demonstrations")
         shown = by_expert.run([EpisodeRequest(task_id=t, seed=seeds[t], sampling=GREEDY, capture=True) for t in ids])

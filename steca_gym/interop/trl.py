@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from steca_gym.agent import Agent, Message, Prompt, Sampling, StreamingAgent, Turn, TurnFormat, TurnRequest
+from steca_gym.agent import Agent, Prompt, Sampling, StreamingAgent, Turn, TurnFormat, TurnRequest
 from steca_gym.chat import ChatCodec, codec_of
 from steca_gym.collectors import Collector, Episode, EpisodeRequest
 from steca_gym.env import TextEnv
@@ -138,7 +138,7 @@ class TRLTask:
         **kwargs: Any,
     ) -> None:
         """See the class."""
-        self.prompt = prompt if prompt is not None else Prompt()
+        self.prompt = (prompt if prompt is not None else Prompt()).written_in(turn_format)
         self.seed = seed
         self.max_new_tokens = max_new_tokens
         self._make: Callable[[], TextEnv] = lambda: make_env(env_id, split=split, **kwargs)
@@ -174,7 +174,7 @@ class TRLTask:
 
     def _messages(self, task_id: str) -> list[dict[str, Any]]:
         observation, _ = self._probe.reset(seed=self._world_seed(task_id), options={"task_id": task_id})
-        messages = [*self.prompt.messages(), Message("user", observation)]
+        messages = [*self.prompt.begin(observation)]
         # Every message has the key, because a column of Arrow structs has the same keys in each.
         return [{**m.as_dict(), _TASK_KEY: task_id if m is messages[-1] else ""} for m in messages]
 

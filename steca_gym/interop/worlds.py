@@ -1,10 +1,11 @@
-"""Makes worlds for other tools, by a configuration's name (``household``) or by a Gymnasium id."""
+"""Makes worlds and prompts for other tools, by a configuration's name (``household``) or by a Gymnasium id."""
 
 from __future__ import annotations
 
 import importlib.resources
 from typing import Any
 
+from steca_gym.agent import Message, Prompt
 from steca_gym.env import TextEnv
 from steca_gym.errors import ConfigError
 from steca_gym.registry import explain_unknown
@@ -36,15 +37,36 @@ def make_env(env_id: str, *, split: str = "train", **kwargs: Any) -> TextEnv:
     return make(config["id"], {**config.get("kwargs", {}), **kwargs}, split)
 
 
-def packaged_worlds() -> dict[str, dict[str, Any]]:
-    """The packaged configurations ``env=NAME``: name to ``id``, ``kwargs``, ``train_split`` and so on."""
+def packaged_prompt(name: str) -> Prompt:
+    """A packaged prompt, ``env/prompt=NAME``: react, or turns (for any turn format); raises ConfigError."""
+    folder = importlib.resources.files("steca_gym.conf").joinpath("env", "prompt")
+    known = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    if name not in known:
+        raise ConfigError(explain_unknown("prompt", name, known))
+    settings: dict[str, Any] = {}
+    loaded = _yaml(folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
+    for base in loaded.pop("defaults", []):
+        if base != "_self_":
+            settings |= _yaml(folder.joinpath(f"{base}.yaml").read_text(encoding="utf-8"))
+    settings |= loaded
+    examples = tuple(Message(m["role"], m["content"]) for m in settings.get("examples", []))
+    return Prompt(instruction=settings.get("instruction", ""), examples=examples)
+
+
+def _yaml(text: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
+    loaded = OmegaConf.to_container(OmegaConf.create(text))
+    assert isinstance(loaded, dict)
+    return {str(k): v for k, v in loaded.items()}
+
+
+def packaged_worlds() -> dict[str, dict[str, Any]]:
+    """The packaged configurations ``env=NAME``: name to ``id``, ``kwargs``, ``train_split`` and so on."""
     found: dict[str, dict[str, Any]] = {}
     for file in importlib.resources.files("steca_gym.conf").joinpath("env").iterdir():
         if file.name.endswith(".yaml"):
-            loaded = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
-            assert isinstance(loaded, dict)
+            loaded = _yaml(file.read_text(encoding="utf-8"))
             if "id" in loaded:
-                found[file.name.removesuffix(".yaml")] = {str(k): v for k, v in loaded.items()}
+                found[file.name.removesuffix(".yaml")] = loaded
     return found

@@ -48,7 +48,7 @@ class PromptConfig:
     """What stands before every episode."""
 
     instruction: str = ""
-    """the system message; empty: none"""
+    """the system message; empty: none. ``{turn_format}`` stands for the instructions of ``agent.turn_format``"""
     examples: tuple[MessageConfig, ...] = ()
     """messages of a worked example"""
 
@@ -175,7 +175,8 @@ class RunConfig:
     run_dir: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a negative seed."""
+        """Refuse a negative seed, and a prompt that asks for turns of another format than the agent's."""
+        self.env.prompt.prompt().written_in(self.agent.turn_format)
         if self.seed < 0:
             raise ConfigError(f"seed must be >= 0, got {self.seed}")
 

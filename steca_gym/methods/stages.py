@@ -79,9 +79,10 @@ class Demonstrations(Stage):
     name = "demonstrations"
 
     def depends_on(self, config: RunConfig) -> Mapping[str, Any]:
-        """The seed, the environment without its evaluation, and the expert."""
-        env = config.env
+        """The seed, the environment without its evaluation, the expert, and how its turns are written."""
+        env, written = config.env, config.agent.turn_format
         return {
+            **({} if written == "react" else {"turn_format": written}),
             "seed": config.seed,
             "env": {
                 "id": env.id,
@@ -106,7 +107,9 @@ class Demonstrations(Stage):
             if played.status == "error":  # not played to an end: the next attempt may
                 broken.append(played.error)
                 return
-            won = [played] if played.won else []
+            # Ids that an expert's model sampled are not those of the model that is trained.
+            steps = tuple(dataclasses.replace(s, token_ids=None) for s in played.steps)
+            won = [dataclasses.replace(played, steps=steps).with_id()] if played.won else []
             context.buffer.add_trajectories(won, kind="expert", done=(self.name, [played.task_id]))
 
         expert = context.expert()

@@ -15,12 +15,14 @@ import numpy as np
 
 from steca_gym.errors import DataError, UnknownNameError
 from steca_gym.runs.folder import find_runs
-from steca_gym.statistics import mean_interval
+from steca_gym.statistics import bootstrap_interval, interquartile_mean, mean_interval, probability_of_improvement
 
 if TYPE_CHECKING:
     from steca_gym.evaluation import EvaluationReport
 
-FORMATS = ("text", "markdown", "csv")
+_LATEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"})
+_LATEX |= str.maketrans({"\\": r"\textbackslash{}"})
+FORMATS = ("text", "markdown", "latex", "csv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,14 @@ class Row:
     success_low: float | None
     success_high: float | None
     """95 % interval of the mean over seeds (Student's t); with one run the Wilson interval of its games"""
+    interquartile_mean: float | None
+    """of success over runs and task types, in [0, 1]"""
+    interquartile_low: float | None
+    interquartile_high: float | None
+    """95 %, by a bootstrap of the runs that is stratified by task type (rliable); None with one run"""
+    improvement: float | None
+    """probability that a run scores higher than one of the first row, averaged over the task types; None for that row,
+    or where the two have no task type in common"""
     mean_steps: float | None
     mean_dndtw: float | None
     robustness: float | None
@@ -69,7 +79,12 @@ def collect_rows(paths: Sequence[Path], *, by: str | None = None) -> list[Row]:
         record = run.record
         value = "" if by is None else setting(record.settings, by)
         cells.setdefault((record.method, value), []).append(run.evaluation())
-    return [_row(method, value, reports) for (method, value), reports in sorted(cells.items())]
+    first: list[EvaluationReport] = []
+    rows = []
+    for (method, value), reports in sorted(cells.items()):
+        rows.append(_row(method, value, reports, first))
+        first = first or [r for r in reports if r is not None]
+    return rows
 
 
 def setting(settings: Mapping[str, Any], key: str) -> str:
@@ -95,8 +110,28 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     return [name for k, v in node.items() for name in (f"{prefix}{k}", *_keys(v, f"{prefix}{k}."))]
 
 
-def _row(method: str, value: str, reports: Sequence[EvaluationReport | None]) -> Row:
+def _scores(reports: Sequence[EvaluationReport], types: Sequence[str]) -> list[list[float]]:
+    """Success by run and task type."""
+    tables = [r.by_type() for r in reports]
+    return [[won / played for won, played in (t[name] for name in types)] for t in tables]
+
+
+def _common_types(reports: Sequence[EvaluationReport]) -> list[str]:
+    """Task types that all runs have played."""
+    return sorted(set.intersection(*(set(r.by_type()) for r in reports))) if reports else []
+
+
+def _row(method: str, value: str, reports: Sequence[EvaluationReport | None], first: Sequence[EvaluationReport]) -> Row:
     done = [r for r in reports if r is not None]
+    types = _common_types(done)
+    middle, middle_low, middle_high = None, None, None
+    if types:
+        scores = _scores(done, types)
+        middle = interquartile_mean(scores)
+        if len(done) > 1:
+            middle_low, middle_high = bootstrap_interval(interquartile_mean, scores)
+    shared = _common_types([*first, *done]) if first and done else []
+    improvement = probability_of_improvement(_scores(first, shared), _scores(done, shared)) if shared else None
     low, high = None, None
     if len(done) == 1:
         low, high = done[0].success_interval
@@ -116,6 +151,10 @@ def _row(method: str, value: str, reports: Sequence[EvaluationReport | None]) ->
         success=mean([r.success for r in done]),
         success_low=low,
         success_high=high,
+        interquartile_mean=middle,
+        interquartile_low=middle_low,
+        interquartile_high=middle_high,
+        improvement=improvement,
         mean_steps=mean([r.mean_steps for r in done]),
         mean_dndtw=mean([r.mean_dndtw for r in done]),
         robustness=mean([r.robustness for r in done]),
@@ -126,7 +165,7 @@ def _row(method: str, value: str, reports: Sequence[EvaluationReport | None]) ->
 
 
 def runs_table(paths: Sequence[Path], *, by: str | None = None, form: str = "text") -> str:
-    """The rows as text, Markdown or CSV."""
+    """The rows as text, Markdown, LaTeX or CSV."""
     rows = collect_rows(paths, by=by)
     if form == "csv":
         names = [f for f in Row.__slots__]
@@ -135,9 +174,24 @@ def runs_table(paths: Sequence[Path], *, by: str | None = None, form: str = "tex
         writer.writerow([by or "value" if n == "value" else n for n in names])
         writer.writerows([getattr(row, n) for n in names] for row in rows)
         return out.getvalue().rstrip("\n")
-    head = ["method", *([by] if by else []), "runs", "success (95 %)", "steps", "dnDTW", "after a wrong action"]
+    head = [
+        "method",
+        *([by] if by else []),
+        "runs",
+        "success (95 %)",
+        "IQM (95 %)",
+        "P(better)",
+        "steps",
+        "dnDTW",
+        "after a wrong action",
+    ]
     head += ["tokens", "env steps", "seconds"]
     cells = [_cells(row, by) for row in rows]
+    if form == "latex":
+        body = [" & ".join(c.translate(_LATEX) for c in row) + r" \\" for row in [head, *cells]]
+        columns = "l" * (len(head) - 8) + "r" * 8
+        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule"]
+        return "\n".join([*lines, r"\end{tabular}"])
     if form == "markdown":
         lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         return "\n".join(lines + ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells])
@@ -152,12 +206,17 @@ def _cells(row: Row, by: str | None) -> list[str]:
     success = "-"
     if row.success is not None and row.success_low is not None and row.success_high is not None:
         success = f"{100 * row.success:.1f} % ({100 * row.success_low:.1f} to {100 * row.success_high:.1f})"
+    middle = "-" if row.interquartile_mean is None else f"{100 * row.interquartile_mean:.1f} %"
+    if row.interquartile_low is not None and row.interquartile_high is not None:
+        middle += f" ({100 * row.interquartile_low:.1f} to {100 * row.interquartile_high:.1f})"
     runs = str(row.num_runs) if not row.num_unfinished else f"{row.num_runs} ({row.num_unfinished} unfinished)"
     return [
         row.method,
         *([row.value] if by else []),
         runs,
         success,
+        middle,
+        "-" if row.improvement is None else f"{100 * row.improvement:.0f} %",
         number(row.mean_steps, ".1f"),
         number(row.mean_dndtw, ".3f"),
         "-" if row.robustness is None else f"{100 * row.robustness:.1f} %",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from steca_gym.agent import Agent, Prompt
+from steca_gym.agent import Agent, Prompt, TurnFormat
 from steca_gym.calibration import Calibration
 from steca_gym.calibration.correction import as_script, label, with_reflection
 from steca_gym.calibration.records import Reflection
@@ -46,6 +46,7 @@ class Editor:
         agent: any agent; it is never asked, since every action is given.
         prompt: what stands before every episode.
         expert: continues after an edited action where the rest of the correction no longer fits; None: the world's own.
+        turn_format: how turns are written, as in the run.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class Editor:
         *,
         prompt: Prompt | None = None,
         expert: Agent | None = None,
+        turn_format: str | TurnFormat | None = None,
     ) -> None:
         """Make nothing yet."""
         self._make_env, self._agent, self._prompt, self._expert = make_env, agent, prompt, expert
+        self._turn_format = turn_format
 
     def apply(self, calibration: Calibration, edit: Edit, *, who: str) -> Calibration:
         """The edited calibration.
@@ -111,7 +114,9 @@ class Editor:
         request = EpisodeRequest(
             task_id=old.task_id, seed=old.seed, script=tuple(script), max_agent_turns=0, capture=capture
         )
-        with Collector(self._make_env, self._agent, prompt=self._prompt, num_envs=1) as collector:
+        with Collector(
+            self._make_env, self._agent, prompt=self._prompt, num_envs=1, turn_format=self._turn_format
+        ) as collector:
             episode = collector.run([request])[0]
         if episode.trajectory.status == "error":
             raise DataError(f"the edited action could not be executed: {episode.trajectory.error}")
@@ -137,7 +142,7 @@ class Editor:
             return episode
         if episode.trajectory.status in ("terminated", "truncated") or not episode.forks:
             raise DataError("the edited action ends the episode, and it is not won")
-        repair = make_repairer(self._expert, self._make_env, prompt=self._prompt)
+        repair = make_repairer(self._expert, self._make_env, prompt=self._prompt, turn_format=self._turn_format)
         assert repair is not None
         try:
             found = repair(episode.forks[-1])

@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steca_gym.agent import MAX_TURN_CHARS, Agent, Prompt, Sampling
+from steca_gym.agent import MAX_TURN_CHARS, Agent, Prompt, Sampling, is_interactive
 from steca_gym.env import TextEnv
 from steca_gym.errors import AgentError, ConfigError, DataError, foreign_errors
 from steca_gym.methods.context import OnProgress, RunConfig, SampleT, SettingsT
-from steca_gym.redaction import hide_interpolated, redact_data, secret_setting
+from steca_gym.redaction import redact_data
 from steca_gym.registry import agents as agent_names
 from steca_gym.registry import (
     check_call,
@@ -27,7 +27,7 @@ from steca_gym.registry import (
 )
 from steca_gym.runs.state import SharedStages
 from steca_gym.seeding import derive_seed
-from steca_gym.settings import plain, read_settings
+from steca_gym.settings import plain, read_settings, refuse_secrets
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -67,14 +67,7 @@ def read_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, Any]]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"a setting does not resolve: {' '.join(str(error).split())}") from error
     assert isinstance(settings, dict)
-    spelt = OmegaConf.to_container(cfg, resolve=False)
-    secret = secret_setting(spelt)
-    if secret:
-        raise ConfigError(
-            f"setting {secret!r} spells out a secret, which would be stored with the run; put it into an environment "
-            f"variable and write {secret}='${{oc.env:NAME}}'"
-        )
-    hide_interpolated(spelt, settings)
+    refuse_secrets(OmegaConf.to_container(cfg, resolve=False), settings)
     raw = {str(k): v for k, v in settings.items()}
     for name in _GROUPS:
         # Checked here because a method that does not refer to a group would not notice that it is damaged.
@@ -168,7 +161,7 @@ class RunContext:
     @cached_property
     def prompt(self) -> Prompt:
         """What stands before every episode."""
-        return self.config.env.prompt.prompt()
+        return self.config.env.prompt.prompt().written_in(self.config.agent.turn_format)
 
     def close(self, failure: BaseException | None = None) -> None:
         """Flush and close what was opened; ``failure``: what ended the run early, for trackers."""
@@ -261,7 +254,7 @@ class RunContext:
 
     def agent(self, model: Path | None) -> Agent:
         """The acting agent around a model folder (None for agents without a model)."""
-        engine = dict(self.config.agent.engine)
+        engine = self._in_turn_format(self.config.agent.engine)
         measured = model is not None and engine.get("dtype") == "auto"
         if measured:
             # Measured again, two stages (or two runs of one sweep) could play in different number types.
@@ -272,6 +265,7 @@ class RunContext:
             agent_names.check_methods(made, str(engine["_target_"]))
         else:
             made = agent_names.make(engine, *args)
+        self._leave_terminal_to(made)
         if measured and (dtype := getattr(made, "dtype", None)):
             self.shared.decided("engine-dtype", self.config.agent.engine, decide=dtype)
         if line := getattr(made, "engine_line", ""):
@@ -283,7 +277,7 @@ class RunContext:
 
         Raises ConfigError for an agent whose weights are not in this process.
         """
-        engine = dict(self.config.agent.engine)
+        engine = self._in_turn_format(self.config.agent.engine)
         if "dtype" in engine:
             engine["dtype"] = "float32"  # small updates would be lost in 16 bits
         if "_target_" in engine:
@@ -297,9 +291,28 @@ class RunContext:
             )
         return made
 
+    def _leave_terminal_to(self, agent: Agent) -> None:
+        """No live view draws over what an interactive agent shows."""
+        if is_interactive(agent) and self.view.mode == "live":
+            self.view.mode = "plain"
+
+    def _in_turn_format(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """An agent's settings with the run's ``turn_format``, for agents that take one and were not given theirs."""
+        import inspect
+
+        given, name = dict(settings), self.config.agent.turn_format
+        if name == "react" or given.get("turn_format") is not None:
+            return given
+        try:
+            takes = "turn_format" in inspect.signature(agent_names.factory(given)).parameters
+        except (TypeError, ValueError):  # a builtin has no signature
+            return given
+        return {**given, "turn_format": name} if takes else given
+
     def expert(self) -> Agent:
         """Who demonstrates."""
-        made: Agent = agent_names.make(self.config.expert)
+        made: Agent = agent_names.make(self._in_turn_format(self.config.expert))
+        self._leave_terminal_to(made)
         return made
 
     def collector(

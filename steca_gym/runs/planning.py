@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +46,14 @@ def check_settings(planned: Sequence[PlannedStage], config: RunConfig) -> None:
             train_settings(config, which)
 
 
-def run_folder(config: RunConfig, planned: Sequence[PlannedStage], name: str) -> Path:
-    """``run_dir``, or a folder below ``runs_root`` whose name follows from what the result depends on."""
+def run_folder(
+    config: RunConfig, planned: Sequence[PlannedStage], name: str, swept: Mapping[str, str] | None = None
+) -> Path:
+    """``run_dir``, or a folder below ``runs_root`` whose name follows from what the result depends on.
+
+    A job of a sweep shows what was swept: ``household-steca-s0-learning_rate-0.001-KEY``. A single command with the
+    same settings finds that folder by its key.
+    """
     if config.run_dir:
         return Path(config.run_dir).expanduser()
     world = short_name(config.env.id.split("/")[-1].split("-v")[0].lower())
@@ -54,7 +61,16 @@ def run_folder(config: RunConfig, planned: Sequence[PlannedStage], name: str) ->
         what, key = short_name(name), planned[-1].key
     else:
         what, key = short_name(agent_name(config)), digest([config.env.id, config.env.kwargs, config.agent])
-    return Path(config.runs_root).expanduser() / f"{world}-{what}-s{config.seed}-{key}"
+    root, begin = Path(config.runs_root).expanduser(), f"{world}-{what}-s{config.seed}"
+    plain = root / f"{begin}-{key}"
+    # Method, seed and environment stand in the name anyhow.
+    shown = {k.rpartition(".")[2]: v for k, v in (swept or {}).items() if k not in ("method", "seed", "env")}
+    if shown and not plain.exists():
+        middle = short_name("-".join(f"{k}-{v}" for k, v in shown.items()).replace(":", "-"))
+        return root / f"{begin}-{middle[:60]}-{key}"
+    if swept is None and not plain.exists():
+        return min(root.glob(f"{glob.escape(begin)}-*-{key}"), default=plain)
+    return plain
 
 
 def method_name(config: RunConfig) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +55,13 @@ class Runner:
     Args:
         config: the typed configuration.
         settings: the composed configuration as plain data.
-        overrides: of the command, kept in the record so that ``run=PATH`` can repeat it.
-        config_dirs: the user's own folders of configurations, kept as well.
+        overrides: of the command, kept for ``run=PATH``, as are the user's folders of configurations, ``config_dirs``.
         sweep: name of the sweep that the run belongs to, for trackers; empty: none.
+        swept: what the sweep gave this run, by key, which then waits for a sibling in its folder; None: no sweep.
 
     Raises:
-        ConfigError: settings that do not fit, a folder that holds a run with other settings, or one that another
-        process works on. StorageError: the folder cannot be written.
+        ConfigError: settings that do not fit, or a folder with another run's settings, or held by another process.
+        StorageError: the folder cannot be written.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Runner:
         overrides: Sequence[str] = (),
         config_dirs: Sequence[str] = (),
         sweep: str = "",
+        swept: Mapping[str, str] | None = None,
     ) -> None:
         """Check every setting, then make or re-enter the run's folder."""
         from steca_gym import __version__
@@ -81,7 +83,7 @@ class Runner:
         self.method_name = method_name(config)
         self.plan = plan(self.method, config)
         check_settings(self.plan, config)
-        folder = run_folder(config, self.plan, self.method_name)
+        folder = run_folder(config, self.plan, self.method_name, swept)
         blank = {
             "version": __version__,
             "method": self.method_name,
@@ -90,7 +92,8 @@ class Runner:
             "config_dirs": list(config_dirs),
             "settings": settings,
         }
-        self.state = RunState(folder, blank=blank)
+        on_wait = None if swept is None else partial(print, file=sys.stderr)
+        self.state = RunState(folder, blank=blank, on_wait=on_wait)
         self.context = RunContext(config, folder, settings=settings, sweep=sweep)
         self._twins: list[str] = []
         try:
@@ -101,11 +104,17 @@ class Runner:
 
     @classmethod
     def open(
-        cls, cfg: DictConfig, *, overrides: Sequence[str] = (), config_dirs: Sequence[str] = (), sweep: str = ""
+        cls,
+        cfg: DictConfig,
+        *,
+        overrides: Sequence[str] = (),
+        config_dirs: Sequence[str] = (),
+        sweep: str = "",
+        swept: Mapping[str, str] | None = None,
     ) -> Runner:
         """From a composed configuration."""
         config, settings = read_config(cfg)
-        return cls(config, settings=settings, overrides=overrides, config_dirs=config_dirs, sweep=sweep)
+        return cls(config, settings=settings, overrides=overrides, config_dirs=config_dirs, sweep=sweep, swept=swept)
 
     @property
     def folder(self) -> Path:

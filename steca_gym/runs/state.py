@@ -31,8 +31,15 @@ class RunState:
         StorageError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, *, blank: Mapping[str, Any]) -> None:
-        """Make the folder where there is none, and hold it; ``blank`` is the record of a run without stages."""
+    def __init__(self, folder: Path, *, blank: Mapping[str, Any], on_wait: Callable[[str], None] | None = None) -> None:
+        """Make the folder where there is none, and hold it.
+
+        Args:
+            folder: of the run.
+            blank: the record of a run without stages.
+            on_wait: called with one line where another process works on the run, which is then waited for; None: raise.
+        """
+        self._on_wait = on_wait
         self.folder = folder
         self._lock: IO[str] | None = None
         try:
@@ -68,6 +75,11 @@ class RunState:
             except BlockingIOError as error:
                 file.seek(0)
                 holder = file.read().strip() or "another process, which has just begun"
+                if self._on_wait is not None:
+                    self._on_wait(f"waiting for {holder}, which works on {str(self.folder)!r}")
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    file.close()  # it may be a file that was removed: look again
+                    continue
                 file.close()
                 raise ConfigError(
                     f"{str(self.folder)!r} is being worked on by {holder}; wait for it, stop it, or choose another "

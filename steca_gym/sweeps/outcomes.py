@@ -84,9 +84,10 @@ class WatchedLauncher:
 
         results = self._launch(job_overrides, initial_job_idx)
         returned = []
+        common = set.intersection(*(set(job) for job in job_overrides)) if len(job_overrides) > 1 else set()
         for overrides, result in zip(job_overrides, results, strict=True):
             outcome = _outcome(result)
-            outcome.overrides = tuple(filter_overrides(overrides))
+            outcome.overrides = tuple(o for o in filter_overrides(overrides) if o not in common)
             _outcomes.append(outcome)
             done = JobReturn()
             done.overrides, done.status, done.return_value = list(overrides), JobStatus.COMPLETED, outcome

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.agents.test_openai import Server, running
 from tests.interop.games import write_games
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = ["interop/alfworld.md", "interop/trl.md", "interop/openenv.md", "snapshots.md"]
-NEEDS = {"interop/trl.md": "trl", "interop/openenv.md": "websockets"}
+INTEROP = ["alfworld", "trl", "openenv", "verifiers"]
+PAGES = [*(f"interop/{name}.md" for name in INTEROP), "turn-formats.md", "snapshots.md"]
+NEEDS = {"interop/trl.md": "trl", "interop/openenv.md": "websockets", "interop/verifiers.md": "verifiers"}
 
 
 def programs(page: str) -> list[str]:
@@ -37,6 +42,26 @@ def test_the_programs_of_a_page_run(page: str, tmp_path: Path) -> None:
         tiny_model().save_pretrained(tmp_path / "model")
         tiny_tokenizer().save_pretrained(tmp_path / "model")
         arguments = [str(tmp_path / "model")]
+    with contextlib.ExitStack() as servers:
+        if page in ("interop/verifiers.md", "turn-formats.md"):
+            arguments = [servers.enter_context(running(Looker)).url, "m"]
+        _run_all(page, arguments, tmp_path)
+
+
+class Looker(Server):
+    """A model that only looks."""
+
+    def plan(self, body: dict[str, Any]) -> tuple[int, bytes, dict[str, str]]:
+        message: dict[str, Any] = {"role": "assistant", "content": "Thought: where am I?\nAction: look"}
+        if "tools" in body:
+            function = {"name": "act", "arguments": '{"action": "look"}'}
+            message |= {"content": "", "tool_calls": [{"id": "c", "type": "function", "function": function}]}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        answer = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        return 200, json.dumps(answer).encode(), {"Content-Type": "application/json"}
+
+
+def _run_all(page: str, arguments: list[str], tmp_path: Path) -> None:
     env = {
         **os.environ,
         "ALFWORLD_DATA": str(tmp_path / "data"),

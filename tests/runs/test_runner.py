@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
+from steca_gym.agent import find_turn_format
+from steca_gym.calibration import AgentRepair
 from steca_gym.cli import EXIT_CODES, main, usage
 from steca_gym.cli.compare import compare
 from steca_gym.cli.composing import compose
 from steca_gym.errors import AgentError, ConfigError, StecaError
 from steca_gym.methods import RunConfig, Stage
-from steca_gym.methods.stages import subsample
+from steca_gym.methods.stages import Demonstrations, subsample
 from steca_gym.reports import collect_rows
 from steca_gym.runs import RunContext, RunFolder, Runner
 from steca_gym.runs.context import check_turns, read_config
@@ -412,3 +414,29 @@ def test_the_runs_of_a_folder_measure_the_engines_number_type_once(tmp_path: Pat
         context = RunContext(config, tmp_path / name)
         agents: list[Any] = [context.agent(tmp_path), context.agent(tmp_path)]
         assert [a.dtype for a in agents] == ["float32", "float32"]
+
+
+@pytest.mark.parametrize("name", ["react", "tools", "json", "xml"])
+def test_the_expert_writes_in_the_turn_format_of_the_run(name: str, tmp_path: Path) -> None:
+    overrides = ["env=corridor", "agent=expert", "method=none", f"agent.turn_format={name}", f"runs_root={tmp_path}"]
+    folders = [str(ROOT / "tests" / "conf")]
+    config, _ = read_config(compose(overrides, folders))
+    context = RunContext(config, tmp_path)
+    request = context.request("walk-1")
+    fork = []
+    for agent in (context.expert(), context.agent(None)):
+        with context.collector(agent) as collector:
+            (episode,) = collector.run([replace(request, capture=True)])
+        assert episode.trajectory.won, name
+        fork = [*episode.forks[:2]]
+    repaired = AgentRepair(context.expert(), context.make_env, turn_format=name)(fork[1])
+    parse = find_turn_format(name).parse
+    assert repaired.steps and all(parse(s.turn_text()).action == s.action for s in repaired.steps)
+
+
+def test_demonstrations_in_another_turn_format_are_others() -> None:
+    keys = [
+        Demonstrations().depends_on(read_config(compose(["method=sft", f"agent.turn_format={name}"]))[0])
+        for name in ("react", "json")
+    ]
+    assert keys[0] != keys[1] and "turn_format" not in keys[0]  # folders of earlier versions are found again

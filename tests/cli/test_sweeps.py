@@ -1,0 +1,151 @@
+"""Sweeps on the real launchers: every job's outcome comes back, a killed worker costs nothing that was stored."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from steca_gym.cli import main
+from steca_gym.runs import RunFolder
+from steca_gym.runs.folder import find_runs
+from tests.runs.test_killed_runs import CONF
+
+ROOT = Path(__file__).resolve().parents[2]
+RANDOM = ["env=household", "agent=random", "method=none", "evaluation.stress=false", "env.num_eval_tasks=2"]
+SMALL = ["env.kwargs.horizon=4", "env.kwargs.num_receptacles=3", "env.kwargs.num_objects=3"]
+
+
+def sweep(root: Path, *args: str) -> int:
+    return main(["run", "-m", *RANDOM, *SMALL, f"runs_root={root}", *args])
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_failing_job_stops_no_other_and_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(here / "runs", "seed=0,1", "env.eval_split=nowhere,valid_seen") == 2
+    told = capsys.readouterr().err
+    assert "2 of 4 jobs failed" in told
+    assert "#0 seed=0 env.eval_split=nowhere: no split 'nowhere'" in told and "#2 seed=1" in told
+    done = [run for run in find_runs(here / "runs") if run.evaluation() is not None]
+    assert len(done) == 2
+
+
+def test_folders_are_named_after_what_is_swept_and_found_by_a_single_command(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(here / "runs", "env.kwargs.num_distractors=0,1", "seed=3") == 0
+    names = sorted(run.path.name for run in find_runs(here / "runs"))
+    assert [n.rpartition("-")[0] for n in names] == [f"household-RandomAgent-s3-num_distractors-{n}" for n in (0, 1)]
+    capsys.readouterr()
+    assert main(["run", *RANDOM, *SMALL, f"runs_root={here / 'runs'}", "env.kwargs.num_distractors=1", "seed=3"]) == 0
+    assert f"run: {here / 'runs' / names[1]}" in capsys.readouterr().err
+    assert sorted(run.path.name for run in find_runs(here / "runs")) == names
+
+
+def test_a_seed_is_no_path(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(here / "runs", "seed=../../escape,1") == 2
+    assert "1 of 2 jobs failed" in capsys.readouterr().err
+    assert [p.name for p in here.iterdir()] == ["runs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+def test_a_launcher_in_processes_brings_every_outcome_back(
+    launcher: str, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher" if launcher == "joblib" else "ray")
+    args = [f"hydra/launcher={launcher}", "seed=0,1", "env.eval_split=nowhere,valid_seen"]
+    assert sweep(here / "runs", *args) == 2
+    told = capfd.readouterr().err
+    assert "2 of 4 jobs failed" in told and "no split 'nowhere'" in told
+    assert len([run for run in find_runs(here / "runs") if run.evaluation() is not None]) == 2
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_a_sweep_of_twelve_costs_nothing(here: Path) -> None:
+    """One of the workers is killed in the middle of collecting; the sweep ends with all twelve runs, none twice."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    command = [
+        sys.executable,
+        "-m",
+        "steca_gym.cli",
+        "run",
+        "-m",
+        *CONF,
+        "env=corridor",
+        "agent=stumbling",
+        "method=none",
+    ]
+    command += ["evaluation.stress=false", "runs_root=runs", "seed=range(0,12)"]
+    command += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    # Only the worker that draws the lock's file dies, once: the others see that it is taken.
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "STECA_TEST_KILL_AT": "act#40",
+        "STECA_TEST_KILL_ONCE": str(here / "died"),
+    }
+    done = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (here / "died").exists() and "a worker process died" in done.stderr
+    runs = find_runs(here / "runs")
+    assert len(runs) == 12
+    for run in runs:
+        report = run.evaluation()
+        assert report is not None and len({g.task_id for g in report.games}) == len(report.games)
+        assert len(json.loads((run.path / "run.json").read_text())["evaluations"]) == 1
+        with RunFolder(run.path).buffer() as buffer:
+            played = [t.task_id for t in buffer.trajectories(kind="evaluation")]
+        assert len(played) == len(set(played)) == len(report.games)
+
+
+def test_optuna_is_told_what_the_runs_reached(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    optuna = pytest.importorskip("optuna")
+    storage = f"sqlite:///{here}/study.db"
+    args = ["hydra/sweeper=optuna", "hydra.sweeper.objective=mean_steps", "hydra.sweeper.direction=minimize"]
+    args += [f"hydra.sweeper.storage='{storage}'", "hydra.sweeper.study_name=steps", "env.kwargs.horizon=range(2,9,2)"]
+    small = [a for a in SMALL if "horizon" not in a]
+
+    def go(num_trials: int) -> int:
+        more = [*args, f"hydra.sweeper.n_trials={num_trials}"]
+        return main(["run", "-m", *RANDOM, *small, f"runs_root={here / 'runs'}", *more])
+
+    assert go(3) == 0 and go(5) == 0  # the second command plays the two that are missing
+    study = optuna.load_study(study_name="steps", storage=storage)
+    assert len(study.trials) == 5
+    for trial in study.trials:
+        horizon = trial.params["env.kwargs.horizon"]
+        assert horizon in (2, 4, 6, 8) and trial.value == horizon  # the random agent plays to the cap
+    assert "optuna: best of 5 trials" in capsys.readouterr().out
+
+
+def test_optuna_refuses_what_it_cannot_do(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    assert sweep(here / "runs", "hydra/sweeper=optuna", "hydra.sweeper.objective=succes", "seed=0,1") == 2
+    assert "no objective 'succes'; did you mean 'success'" in capsys.readouterr().err
+
+
+def test_the_plan_of_a_sweep_counts_what_is_shared_and_says_what_it_does_not_know(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ["sweep-plan", "method=sft,rft", "seed=0,1", f"runs_root={here / 'runs'}"]
+    assert main(plan) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    table = {line[0]: line[1:5] for line in lines[2:-1]}
+    assert lines[0] == ["4", "runs"]
+    assert table["demonstrations"] == ["4", "2", "0", "2"] and table["train"] == ["4", "4", "0", "4"]
+    assert lines[-1][:5] == ["time", "and", "tokens:", "not", "known,"]
+    assert sweep(here / "runs", "seed=0") == 0
+    capsys.readouterr()
+    assert main([*plan, "jobs=2"]) == 0
+    assert "2 at a time" in capsys.readouterr().out
+    assert not list((here / "runs").glob("planned*"))
