@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from steca_gym.errors import ConfigError, DataError, UnknownNameError, shown
+from steca_gym.redaction import hide_interpolated, secret_setting
 from steca_gym.registry import explain_unknown
 
 ConfigT = TypeVar("ConfigT")
@@ -138,6 +139,22 @@ def _read_sequence(hint: Any, value: Any, where: str) -> Any:
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def refuse_secrets(spelt: Any, resolved: Any) -> None:
+    """Raise ConfigError where a setting spells out a secret; hide those that settings take from elsewhere.
+
+    Args:
+        spelt: the composed configuration before interpolation.
+        resolved: the same with all values.
+    """
+    secret = secret_setting(spelt)
+    if secret:
+        raise ConfigError(
+            f"setting {secret!r} spells out a secret, which would be stored with the run; put it into an environment "
+            f"variable and write {secret}='${{oc.env:NAME}}'"
+        )
+    hide_interpolated(spelt, resolved)
 
 
 def plain(value: Any) -> Any:

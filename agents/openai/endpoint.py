@@ -277,9 +277,7 @@ class Endpoint:
                 async with asyncio.timeout(s.timeout_s):
                     status, headers, raw = await self._post(data, key)
                 if status < 300:
-                    answer = read_completion(raw)
-                    # A turn is stored and trained on, so a server that puts the key into one is not followed.
-                    return dataclasses.replace(answer, text=remove(answer.text, [key])) if key else answer
+                    return _without_key(read_completion(raw), key)
                 problem = f"status {status}: {one_line(raw, key)}"
                 if status not in _RETRIED_STATUS:
                     raise _RefusedRequest(
@@ -344,6 +342,14 @@ class Endpoint:
             )
             weakref.finalize(self, _close, self._client).atexit = False
         return self._client
+
+
+def _without_key(answer: Completion, key: str) -> Completion:
+    """A turn is stored and trained on, so a key that a server puts into one is removed; its token ids would keep it."""
+    text = remove(answer.text, [key]) if key else answer.text
+    if text == answer.text:
+        return answer
+    return dataclasses.replace(answer, text=text, token_ids=None, log_probs=None, end_log_prob=None)
 
 
 def _close(client: httpx.AsyncClient) -> None:

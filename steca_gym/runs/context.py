@@ -14,7 +14,7 @@ from steca_gym.agent import MAX_TURN_CHARS, Agent, Prompt, Sampling, is_interact
 from steca_gym.env import TextEnv
 from steca_gym.errors import AgentError, ConfigError, DataError, foreign_errors
 from steca_gym.methods.context import OnProgress, RunConfig, SampleT, SettingsT
-from steca_gym.redaction import hide_interpolated, redact_data, secret_setting
+from steca_gym.redaction import redact_data
 from steca_gym.registry import agents as agent_names
 from steca_gym.registry import (
     check_call,
@@ -28,7 +28,7 @@ from steca_gym.registry import (
 from steca_gym.runs.guard import tasks_of_types
 from steca_gym.runs.state import SharedStages
 from steca_gym.seeding import derive_seed
-from steca_gym.settings import plain, read_settings
+from steca_gym.settings import plain, read_settings, refuse_secrets
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -68,14 +68,7 @@ def read_config(cfg: DictConfig) -> tuple[RunConfig, dict[str, Any]]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"a setting does not resolve: {' '.join(str(error).split())}") from error
     assert isinstance(settings, dict)
-    spelt = OmegaConf.to_container(cfg, resolve=False)
-    secret = secret_setting(spelt)
-    if secret:
-        raise ConfigError(
-            f"setting {secret!r} spells out a secret, which would be stored with the run; put it into an environment "
-            f"variable and write {secret}='${{oc.env:NAME}}'"
-        )
-    hide_interpolated(spelt, settings)
+    refuse_secrets(OmegaConf.to_container(cfg, resolve=False), settings)
     raw = {str(k): v for k, v in settings.items()}
     for name in _GROUPS:
         # Checked here because a method that does not refer to a group would not notice that it is damaged.

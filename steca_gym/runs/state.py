@@ -31,9 +31,7 @@ class RunState:
         StorageError: the folder cannot be written.
     """
 
-    def __init__(
-        self, folder: Path, *, blank: Mapping[str, Any], on_wait: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, *, blank: Mapping[str, Any], on_wait: Callable[[str], None] | None = None) -> None:
         """Make the folder where there is none, and hold it.
 
         Args:
