@@ -73,9 +73,7 @@ def _log(rows: list[Row], data: RunData, kind: str, number: int) -> Any:
     return log.EvalLog(
         status="success",
         eval=spec,
-        results=log.EvalResults(
-            total_samples=len(rows), completed_samples=len(rows) - num_errors, scores=scores
-        ),
+        results=log.EvalResults(total_samples=len(rows), completed_samples=len(rows) - num_errors, scores=scores),
         stats=log.EvalStats(started_at=now, completed_at=now),
         samples=samples,
     )

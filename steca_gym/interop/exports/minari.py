@@ -13,7 +13,6 @@ from steca_gym.errors import ConfigError, DataError
 from steca_gym.files import storage_errors
 from steca_gym.interop.exports.rows import Row, RunData, utf8
 
-
 _EPISODES_PER_WRITE = 200
 MAX_TEXT = 1_000_000
 """characters of a text in the spaces that the dataset declares"""
@@ -23,9 +22,10 @@ def _minari() -> Any:
     try:
         import h5py  # noqa: F401
         import minari
+        import PIL  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "Minari datasets need minari and h5py, which are not installed; run `pip install 'steca-gym[minari]'`"
+            "Minari datasets need minari, h5py and pillow, which are not all installed; run `pip install 'steca-gym[minari]'`"
         ) from error
     return minari
 
@@ -129,7 +129,9 @@ def read_minari(path: Path) -> Iterator[dict[str, Any]]:
     try:
         dataset = minari.MinariDataset(path / "data")
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise DataError(f"cannot read {str(path)!r} as a Minari dataset: {' '.join(str(error).split())[:200]}") from error
+        raise DataError(
+            f"cannot read {str(path)!r} as a Minari dataset: {' '.join(str(error).split())[:200]}"
+        ) from error
     if not (isinstance(dataset.action_space, Text) and isinstance(dataset.observation_space, Text)):
         raise DataError(f"{str(path)!r}: observations and actions must be texts, got {dataset.action_space!r:.80}")
     for index in dataset.episode_indices:

@@ -73,7 +73,9 @@ class RunData:
         if not kinds:
             raise DataError(f"{str(self.folder.path)!r} holds no trajectories to export; run a stage of it first")
         if kind is not None and kind not in kinds:
-            raise DataError(f"{str(self.folder.path)!r} holds no trajectories of kind {kind!r}, only {', '.join(kinds)}")
+            raise DataError(
+                f"{str(self.folder.path)!r} holds no trajectories of kind {kind!r}, only {', '.join(kinds)}"
+            )
         self.kinds = kinds if kind is None else [kind]
 
     @contextlib.contextmanager

@@ -134,7 +134,9 @@ def arrow_schema(form: str) -> Any:
         "bool": pa.bool_(),
         "flags": pa.list_(pa.bool_()),
         _MESSAGES: pa.list_(message),
-        _CALLS: pa.list_(pa.struct([("role", text), ("content", text), ("tool_calls", pa.list_(call)), ("name", text)])),
+        _CALLS: pa.list_(
+            pa.struct([("role", text), ("content", text), ("tool_calls", pa.list_(call)), ("name", text)])
+        ),
     }
     return pa.schema([(name, types[kind]) for name, (kind, _) in COLUMNS[form].items()])
 

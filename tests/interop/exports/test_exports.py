@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,15 +118,17 @@ def test_trl_trains_on_it_directly(form: str, run: Path, tmp_path: Path) -> None
     data = loaded(exported(run, tmp_path / "data", form))
     kind, config = (trl.DPOTrainer, trl.DPOConfig) if form == "preferences" else (trl.SFTTrainer, trl.SFTConfig)
     tokenizer = tiny_tokenizer(TOOLS_TEMPLATE) if form == "tools" else tiny_tokenizer()
+    tiny_model().save_pretrained(tmp_path / "model")  # DPO loads its reference model from there
     trainer = kind(
-        tiny_model(), args=config(**trainer_settings(tmp_path)), train_dataset=data, processing_class=tokenizer
+        str(tmp_path / "model"), args=config(**trainer_settings(tmp_path)), train_dataset=data, processing_class=tokenizer
     )
     assert math.isfinite(trainer.train().training_loss) and trainer.state.global_step == 1
 
 
 def test_minari_goes_out_and_comes_back_equal(run: Path, tmp_path: Path) -> None:
     minari = pytest.importorskip("minari", reason="needs the extra minari")
-    pytest.importorskip("h5py", reason="needs the extra minari")
+    for needed in ("h5py", "PIL"):
+        pytest.importorskip(needed, reason="needs the extra minari")
     folder = exported(run, tmp_path, "minari") / "steca-v0"
     dataset = minari.MinariDataset(folder / "data")
     assert dataset.total_episodes == 4 and sum(float(sum(e.rewards)) for e in dataset) == 2.0
@@ -131,9 +137,13 @@ def test_minari_goes_out_and_comes_back_equal(run: Path, tmp_path: Path) -> None
     before = [r.trajectory for r in RunData(run, "expert").rows()]
 
     def content(t):
-        return t.task_id, t.seed, t.first_observation, t.score, [
-            (utf8(s.thought), s.action, s.observation, s.score) for s in t.steps
-        ]
+        return (
+            t.task_id,
+            t.seed,
+            t.first_observation,
+            t.score,
+            [(utf8(s.thought), s.action, s.observation, s.score) for s in t.steps],
+        )
 
     assert [content(t) for t in back] == [content(t) for t in before] and len(found) == 4
 
@@ -219,3 +229,20 @@ def test_the_mask_follows_the_steps(run: Path) -> None:
     messages, train = conversation(next(data.rows()).trajectory, data.prompt)
     assert len(messages) == len(train) and sum(train) == 3
     assert RunFolder(run).name == "mine"
+
+
+@pytest.mark.slow
+def test_the_program_of_the_page_runs_and_is_short(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="needs the extra llm")
+    page = Path(__file__).resolve().parents[3] / "docs" / "interop" / "export.md"
+    (program,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(program.strip().splitlines()) <= 30
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(run)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "6 turns; Thought: I go" in done.stdout
