@@ -78,7 +78,7 @@ def write_minari(data: RunData, to: Path) -> list[Path]:
                 author="steca-gym",
                 author_email="",
                 code_permalink="",
-                description=f"{data.env.get('id', '')}: {', '.join(data.kinds)} of {data.folder.name}, seed {data.seed}",
+                description=f"{', '.join(data.kinds)} of {data.folder.name}, seed {data.seed}",
                 data_format="hdf5",
             )
     if dataset is None:

@@ -120,7 +120,10 @@ def test_trl_trains_on_it_directly(form: str, run: Path, tmp_path: Path) -> None
     tokenizer = tiny_tokenizer(TOOLS_TEMPLATE) if form == "tools" else tiny_tokenizer()
     tiny_model().save_pretrained(tmp_path / "model")  # DPO loads its reference model from there
     trainer = kind(
-        str(tmp_path / "model"), args=config(**trainer_settings(tmp_path)), train_dataset=data, processing_class=tokenizer
+        str(tmp_path / "model"),
+        args=config(**trainer_settings(tmp_path)),
+        train_dataset=data,
+        processing_class=tokenizer,
     )
     assert math.isfinite(trainer.train().training_loss) and trainer.state.global_step == 1
 
