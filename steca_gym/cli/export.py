@@ -17,7 +17,7 @@
   format=inspect      Inspect's log, a sample for each trajectory
                         steca export run=runs/mine format=inspect kind=evaluation to=logs && inspect view --log-dir logs
 
-`to` is PATH/export for tables and PATH/export/FORMAT for the others. `kind` takes only trajectories of one kind (expert,
+`to`: PATH/export for tables, else PATH/export/FORMAT. `kind` takes only trajectories of one kind (expert,
 own, evaluation ...). Datasets have a card (README.md), whose licence is left to you.
 """
 

@@ -7,7 +7,7 @@ which it parted. Forms of a document (a JSON array, or JSON lines, UTF-8):
 - ``{"messages": [{"role": "user", "content": ...}, ...]}``: ChatML; a content may be a list of text parts;
 - ``{"task_id": ..., "actions": [...]}``: bare actions;
 - lines of ``steca export`` (trajectories);
-- the folder of a Minari dataset whose observations and actions are texts, such as ``steca export format=minari`` writes.
+- the folder of a Minari dataset of texts, such as ``steca export format=minari`` writes.
 """
 
 from __future__ import annotations

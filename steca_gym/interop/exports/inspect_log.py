@@ -33,7 +33,7 @@ def write_inspect(data: RunData, to: Path) -> list[Path]:
         to.mkdir(parents=True, exist_ok=True)
         for kind, rows in itertools.groupby(data.rows(), key=lambda row: row.kind):
             for number in itertools.count():
-                part = list(itertools.islice(rows, SAMPLES_PER_LOG))
+                part = list(itertools.islice(rows, SAMPLES_PER_LOG))  # noqa: B031 - one group, read in parts
                 if not part:
                     break
                 safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"{data.folder.name}-{kind}-{number}")

@@ -25,7 +25,7 @@ def _minari() -> Any:
         import PIL  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "Minari datasets need minari, h5py and pillow, which are not all installed; run `pip install 'steca-gym[minari]'`"
+            "Minari datasets need minari, h5py and pillow, not all installed; run `pip install 'steca-gym[minari]'`"
         ) from error
     return minari
 
