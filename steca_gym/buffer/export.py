@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ _ARROW_TYPES = {"TEXT": "string", "INTEGER": "int64", "REAL": "float64"}
 _GROUP_ROWS = 20_000
 _GROUP_BYTES = 16 << 20
 """a Parquet row group ends at either"""
+_NESTED_ROWS = 500
+"""rows of conversations in a row group"""
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> Path:
@@ -80,6 +83,29 @@ def write_tables(db: sqlite3.Connection, folder: Path, tables: Sequence[str] = T
         return _replace(folder / f"{name}.parquet", write)
 
     return [write_table(name) for name in tables]
+
+
+def write_rows(path: Path, schema: Any, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write rows as one Parquet file, a bounded number in memory.
+
+    Args:
+        path: the file; its folder is made.
+        schema: of pyarrow.
+        rows: by column.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def write(part: Path) -> None:
+        with pq.ParquetWriter(part, schema) as writer:
+            iterator = iter(rows)
+            while group := list(itertools.islice(iterator, _NESTED_ROWS)):
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+
+    return _replace(path, write)
 
 
 def _groups(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:

@@ -5,7 +5,8 @@
   steca run env=household expert=imported expert.path=demos.jsonl
 
 Known forms (a JSON array or JSON lines): {"conversations": [{"from", "value"}]} (ShareGPT, ETO, IPR, STeCa, AgentGym),
-{"messages": [{"role", "content"}]}, {"task_id", "actions"}, and trajectories of `steca export`. Turns are read
+{"messages": [{"role", "content"}]}, {"task_id", "actions"}, trajectories of `steca export`, and the folder of a
+Minari dataset of texts (`steca export format=minari`). Turns are read
 leniently. A conversation without a task_id is matched by the text with which a task begins. What replays to a win is
 written with the world's own observations; what does not is listed, line by line, with the step at which it parted.
 """

@@ -6,7 +6,8 @@ which it parted. Forms of a document (a JSON array, or JSON lines, UTF-8):
 - ``{"conversations": [{"from": "human", "value": ...}, ...]}``: ShareGPT, and the data of ETO, IPR, STeCa and AgentGym;
 - ``{"messages": [{"role": "user", "content": ...}, ...]}``: ChatML; a content may be a list of text parts;
 - ``{"task_id": ..., "actions": [...]}``: bare actions;
-- lines of ``steca export`` (trajectories).
+- lines of ``steca export`` (trajectories);
+- the folder of a Minari dataset of texts, such as ``steca export format=minari`` writes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from steca_gym.agent import Agent, Turn
 from steca_gym.collectors import Collector, EpisodeRequest
 from steca_gym.env import TextEnv
 from steca_gym.errors import AgentError, DataError
+from steca_gym.interop.exports.minari import is_minari, read_minari
 from steca_gym.trajectory import Step, Trajectory, from_json
 from steca_gym.turns import find_turn_format
 
@@ -79,6 +81,12 @@ def read_recordings(path: Path) -> Iterator[Recording]:
     Raises:
         DataError: the file cannot be read, or a document has none of the forms; names the file and the line.
     """
+    if is_minari(path):
+        for index, e in enumerate(read_minari(path)):
+            turns = tuple(zip(e["thoughts"], e["actions"], strict=True))
+            shown = tuple(e["observations"][1:])
+            yield Recording(f"{path}[{index}]", e["task_id"], e["seed"], (), turns, shown)
+        return
     for where, raw in _documents(path):
         if not isinstance(raw, dict):
             raise DataError(f"{where}: a {type(raw).__name__}, expected an object with {FORMS}")

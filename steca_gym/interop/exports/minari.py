@@ -1,0 +1,150 @@
+"""Trajectories as a Minari dataset (HDF5), and back; written and read by Minari itself."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from steca_gym.errors import ConfigError, DataError
+from steca_gym.files import storage_errors
+from steca_gym.interop.exports.rows import Row, RunData, utf8
+
+_EPISODES_PER_WRITE = 200
+MAX_TEXT = 1_000_000
+"""characters of a text in the spaces that the dataset declares"""
+
+
+def _minari() -> Any:
+    try:
+        import h5py  # noqa: F401
+        import minari
+        import PIL  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "Minari datasets need minari, h5py and pillow, not all installed; run `pip install 'steca-gym[minari]'`"
+        ) from error
+    return minari
+
+
+@contextmanager
+def _root(folder: Path) -> Iterator[None]:
+    """Minari takes the folder of its datasets from the environment."""
+    name, before = "MINARI_DATASETS_PATH", os.environ.get("MINARI_DATASETS_PATH")
+    os.environ[name] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def write_minari(data: RunData, to: Path) -> list[Path]:
+    """Write the dataset ``steca-v0`` under ``to``, which ``MINARI_DATASETS_PATH`` then names; returns its folder.
+
+    Observations and actions are texts, rewards the increase of the score. An episode's ``options`` hold its task, its
+    ``infos`` the thought of each turn and the loss mask; trajectories without a step are left out.
+
+    Raises:
+        ConfigError: minari is not installed.
+        DataError: the folder holds such a dataset already, or the run has no trajectory with a step.
+        StorageError: the disk is full.
+    """
+    minari = _minari()
+    from gymnasium.spaces import Text
+
+    folder = to / "steca-v0"
+    if folder.exists():
+        raise DataError(f"{str(folder)!r} exists; remove it or give another to=FOLDER")
+    episodes = (_episode(minari, row) for row in data.rows() if row.trajectory.steps)
+    dataset: Any = None
+    with _root(to.resolve()), storage_errors("the Minari dataset", to):
+        to.mkdir(parents=True, exist_ok=True)
+        while part := list(itertools.islice(episodes, _EPISODES_PER_WRITE)):
+            if dataset is not None:
+                dataset.update_dataset_from_buffer(part)
+                continue
+            dataset = minari.create_dataset_from_buffers(
+                "steca-v0",
+                part,
+                observation_space=Text(MAX_TEXT, min_length=0),
+                action_space=Text(MAX_TEXT, min_length=0),
+                algorithm_name=data.method,
+                author="steca-gym",
+                author_email="",
+                code_permalink="",
+                description=f"{', '.join(data.kinds)} of {data.folder.name}, seed {data.seed}",
+                data_format="hdf5",
+            )
+    if dataset is None:
+        raise DataError(f"{str(data.folder.path)!r} holds no trajectory with a step; run a stage of it first")
+    return [folder]
+
+
+def _episode(minari: Any, row: Row) -> Any:
+    t = row.trajectory
+    scores = [0.0, *(s.score for s in t.steps)]
+    last = len(t.steps) - 1
+    return minari.data_collector.EpisodeBuffer(
+        seed=t.seed,
+        options={"task_id": _text(t.task_id), "kind": row.kind, "weight": row.weight, "trajectory_id": t.trajectory_id},
+        observations=[_text(t.first_observation), *(_text(s.observation) for s in t.steps)],
+        actions=[_text(s.action) for s in t.steps],
+        rewards=[after - before for before, after in itertools.pairwise(scores)],
+        terminations=[i == last and t.status == "terminated" for i in range(len(t.steps))],
+        truncations=[i == last and t.status != "terminated" for i in range(len(t.steps))],
+        infos={
+            "thought": ["", *(_text(s.thought) for s in t.steps)],
+            "train": [False, *(s.trainable for s in t.steps)],
+            "valid": [True, *(s.valid for s in t.steps)],
+        },
+    )
+
+
+def _text(text: str) -> str:
+    """HDF5 holds UTF-8 without NUL."""
+    return utf8(text).replace("\0", "\ufffd")
+
+
+def is_minari(path: Path) -> bool:
+    """Whether a folder holds a Minari dataset."""
+    return (path / "data" / "metadata.json").is_file()
+
+
+def read_minari(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the episodes of a dataset with texts: task, seed, thoughts, actions and observations of each.
+
+    Raises:
+        ConfigError: minari is not installed.
+        DataError: the folder cannot be read, or its actions are no texts.
+    """
+    minari = _minari()
+    from gymnasium.spaces import Text
+
+    try:
+        dataset = minari.MinariDataset(path / "data")
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise DataError(
+            f"cannot read {str(path)!r} as a Minari dataset: {' '.join(str(error).split())[:200]}"
+        ) from error
+    if not (isinstance(dataset.action_space, Text) and isinstance(dataset.observation_space, Text)):
+        raise DataError(f"{str(path)!r}: observations and actions must be texts, got {dataset.action_space!r:.80}")
+    for index in dataset.episode_indices:
+        (known,) = dataset.storage.get_episode_metadata([index])
+        episode = dataset[int(index)]
+        thoughts = list((episode.infos or {}).get("thought", [""] * (len(episode.actions) + 1)))[1:]
+        yield {
+            "task_id": str(dict(known.get("options") or {}).get("task_id", "")),
+            "seed": int(known.get("seed") or 0),
+            "thoughts": [t.decode() if isinstance(t, bytes) else str(t) for t in thoughts],
+            "actions": list(map(str, episode.actions)),
+            "observations": list(map(str, episode.observations)),
+        }
+
+
+__all__ = ["is_minari", "read_minari", "write_minari"]
