@@ -68,7 +68,8 @@ class SweepPlan:
     def text(self, measures: Mapping[str, Measure], num_jobs: int) -> str:
         """The plan for people."""
         head = ("stage", "runs", "different", "done", "to play", "seconds each", "tokens each")
-        rows, seconds, tokens, unknown = [head], 0.0, 0.0, []
+        rows: list[tuple[str, ...]] = [head]
+        seconds, tokens, unknown = 0.0, 0.0, []
         for stage, needed in self.needed.items():
             done = len(self.done.get(stage, ()))
             left = len(self.keys[stage]) - done

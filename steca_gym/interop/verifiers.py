@@ -212,7 +212,7 @@ class WorldEnv(vf.Env[WorldEnvConfig]):  # type: ignore[misc]
         options = {"task_id": data.task_id}
         _, info = await asyncio.to_thread(env.reset, seed=data.world_seed, options=options)
         turns: list[dict[str, Any]] = []
-        over = False
+        over = terminated = False
         async with player.interaction(task) as interaction:
             played: dict[str, Any] = {"task_id": data.task_id, "task_type": info["task_type"], "turns": turns}
             played |= {"fingerprint": info["fingerprint"], "score": info["score"], "won": info["won"]}

@@ -54,6 +54,7 @@ class RayLauncher(Launcher):
         import ray
         from hydra.core.singleton import Singleton
         from hydra.core.utils import JobReturn, JobStatus
+        from ray.exceptions import RayError
 
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         started_here = not ray.is_initialized()
@@ -68,7 +69,7 @@ class RayLauncher(Launcher):
             for job, ref in zip(job_overrides, refs, strict=True):
                 try:
                     results.append(ray.get(ref))
-                except ray.exceptions.RayError as error:  # it alone is lost
+                except RayError as error:  # it alone is lost
                     failed = JobReturn()
                     failed.overrides, failed.status, failed.return_value = list(job), JobStatus.FAILED, error
                     results.append(failed)
