@@ -56,6 +56,8 @@ def test_a_command_composes(command: str, capsys: pytest.CaptureFixture[str]) ->
         assert "env: " in capsys.readouterr().out
     elif name == "table":
         assert "steca table PATH" in commands_help(capsys)
+    elif name == "sweep-plan":
+        assert main([name, *args]) == 0 and " runs\n" in capsys.readouterr().out
     elif name in ("compare", "demo"):
         explain_overrides([a for a in args if not a.startswith("methods=")])
     else:
