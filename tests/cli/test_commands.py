@@ -80,7 +80,7 @@ def test_the_help_comes_from_the_chosen_files(capsys: pytest.CaptureFixture[str]
         (["compare", "--nothing"], "got '--nothing'"),
         (["table"], "table needs a path"),
         (["table", "/nowhere"], "no runs in /nowhere"),
-        (["table", "/nowhere", "format=pdf"], "format must be one of text, markdown, csv"),
+        (["table", "/nowhere", "format=pdf"], "format must be one of text, markdown, latex, csv"),
         (["export", "run=/nowhere", "two"], "got 'two'"),
         (["fetch"], "takes the name of one world, got 0"),
         (["evaluate", "model=/nowhere"], "/nowhere"),
