@@ -11,6 +11,9 @@ model in this process (verifiers' own harnesses start a program for each turn). 
 ``load_environment`` makes the environment without a module. ``docs/interop/verifiers.md`` shows both.
 """
 
+# verifiers makes the fields and the signatures of its classes at run time: pyright does not see their defaults.
+# pyright: reportCallIssue=false, reportReturnType=false, reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import asyncio
