@@ -193,9 +193,11 @@ def _chosen(value: Any, group: str) -> list[str]:
 
 
 def _swept(override: Any) -> list[str]:
-    """The values of a sweep (``a,b``, ``choice(a,b)``, ``range(3)``); empty for a plain override or an interval."""
-    if not override.is_sweep_override() or override.is_interval_sweep():
+    """The values of a sweep (``a,b``, ``choice(a,b)``, ``range(3)``; of an interval its start), or none."""
+    if not override.is_sweep_override():
         return []
+    if override.is_interval_sweep():
+        return [str(override.value().start)]
     return [str(item) for item in override.sweep_string_iterator()]
 
 

@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,8 @@ class Row:
     interquartile_high: float | None
     """95 %, by a bootstrap of the runs that is stratified by task type (rliable); None with one run"""
     improvement: float | None
-    """probability that a run scores higher than one of the first row, averaged over the task types; None for that row,
-    or where the two have no task type in common"""
+    """probability that a run scores higher than one of the first row of its world, averaged over the task types; None
+    for that row, or where the two have no task type in common"""
     mean_steps: float | None
     mean_dndtw: float | None
     robustness: float | None
@@ -57,6 +58,8 @@ class Row:
     """mean over the runs"""
     num_env_steps: float | None
     seconds: float | None
+    world: str
+    """the environment's settings in which the runs differ; empty where all have the same"""
 
 
 def collect_rows(paths: Sequence[Path], *, by: str | None = None) -> list[Row]:
@@ -74,17 +77,46 @@ def collect_rows(paths: Sequence[Path], *, by: str | None = None) -> list[Row]:
     if not runs:
         where = ", ".join(map(str, paths))
         raise DataError(f"no runs in {where}; give folders that `steca run` printed, or their root")
-    cells: dict[tuple[str, str], list[EvaluationReport | None]] = {}
-    for run in runs.values():
-        record = run.record
+    records = {path: run.record for path, run in runs.items()}
+    worlds = _worlds({path: record.settings for path, record in records.items()}, by)
+    cells: dict[tuple[str, str, str], list[EvaluationReport | None]] = {}
+    for path, run in runs.items():
+        record = records[path]
         value = "" if by is None else setting(record.settings, by)
-        cells.setdefault((record.method, value), []).append(run.evaluation())
-    first: list[EvaluationReport] = []
+        cells.setdefault((worlds[path], record.method, value), []).append(run.evaluation())
+    first: dict[str, list[EvaluationReport]] = {}
     rows = []
-    for (method, value), reports in sorted(cells.items()):
-        rows.append(_row(method, value, reports, first))
-        first = first or [r for r in reports if r is not None]
+    for world, method, value in sorted(cells, key=lambda cell: (cell[0], cell[1], _by_size(cell[2]))):
+        reports = cells[world, method, value]
+        rows.append(_row(method, value, world, reports, first.get(world, ())))
+        first[world] = first.get(world) or [r for r in reports if r is not None]
     return rows
+
+
+def _by_size(value: str) -> tuple[float, str]:
+    """To sort by: numbers by size, before texts."""
+    try:
+        return float(value), value
+    except ValueError:
+        return math.inf, value
+
+
+def _worlds(settings: Mapping[Path, Mapping[str, Any]], by: str | None) -> dict[Path, str]:
+    """What each run is evaluated in: runs with other games or rules are no seeds of one another."""
+    shown: dict[Path, dict[str, str]] = {}
+    for path, known in settings.items():
+        env = known.get("env")
+        env = env if isinstance(env, Mapping) else {}
+        kwargs = env.get("kwargs")
+        rules = {f"env.kwargs.{k}": v for k, v in kwargs.items()} if isinstance(kwargs, Mapping) else {}
+        rules |= {f"env.{k}": env[k] for k in ("id", "eval_split", "prompt", "held_out_types") if k in env}
+        shown[path] = {k: json.dumps(v, sort_keys=True, default=str) for k, v in rules.items() if k != by}
+    names = sorted({k for rules in shown.values() for k in rules})
+    differing = [k for k in names if len({rules.get(k) for rules in shown.values()}) > 1]
+    return {
+        path: " ".join(f"{k.rpartition('.')[2]}={rules[k].strip(chr(34))[:40]}" for k in differing if k in rules)
+        for path, rules in shown.items()
+    }
 
 
 def setting(settings: Mapping[str, Any], key: str) -> str:
@@ -94,6 +126,8 @@ def setting(settings: Mapping[str, Any], key: str) -> str:
         if not isinstance(node, Mapping) or part not in node:
             raise UnknownNameError(unknown_setting(key, settings))
         node = node[part]
+    if isinstance(node, Mapping) and isinstance(node.get("name"), str):  # a group: by the choice's name
+        return str(node["name"])
     return node if isinstance(node, str) else json.dumps(node)
 
 
@@ -121,7 +155,9 @@ def _common_types(reports: Sequence[EvaluationReport]) -> list[str]:
     return sorted(set.intersection(*(set(r.by_type()) for r in reports))) if reports else []
 
 
-def _row(method: str, value: str, reports: Sequence[EvaluationReport | None], first: Sequence[EvaluationReport]) -> Row:
+def _row(
+    method: str, value: str, world: str, reports: Sequence[EvaluationReport | None], first: Sequence[EvaluationReport]
+) -> Row:
     done = [r for r in reports if r is not None]
     types = _common_types(done)
     middle, middle_low, middle_high = None, None, None
@@ -145,6 +181,7 @@ def _row(method: str, value: str, reports: Sequence[EvaluationReport | None], fi
     return Row(
         method=method,
         value=value,
+        world=world,
         num_runs=len(reports),
         num_unfinished=len(reports) - len(done),
         num_games=sum(len(r.games) for r in done),
@@ -166,6 +203,7 @@ def _row(method: str, value: str, reports: Sequence[EvaluationReport | None], fi
 
 def runs_table(paths: Sequence[Path], *, by: str | None = None, form: str = "text") -> str:
     """The rows as text, Markdown, LaTeX or CSV."""
+    by = None if by == "method" else by  # there is a row for each method anyhow
     rows = collect_rows(paths, by=by)
     if form == "csv":
         names = [f for f in Row.__slots__]
@@ -174,7 +212,9 @@ def runs_table(paths: Sequence[Path], *, by: str | None = None, form: str = "tex
         writer.writerow([by or "value" if n == "value" else n for n in names])
         writer.writerows([getattr(row, n) for n in names] for row in rows)
         return out.getvalue().rstrip("\n")
+    several = any(row.world for row in rows)
     head = [
+        *(["environment"] if several else []),
         "method",
         *([by] if by else []),
         "runs",
@@ -186,7 +226,7 @@ def runs_table(paths: Sequence[Path], *, by: str | None = None, form: str = "tex
         "after a wrong action",
     ]
     head += ["tokens", "env steps", "seconds"]
-    cells = [_cells(row, by) for row in rows]
+    cells = [([row.world] if several else []) + _cells(row, by) for row in rows]
     if form == "latex":
         body = [" & ".join(c.translate(_LATEX) for c in row) + r" \\" for row in [head, *cells]]
         columns = "l" * (len(head) - 8) + "r" * 8

@@ -82,7 +82,7 @@ class OptunaSweeper(HydraSweeper):
 
         parser = OverridesParser.create(config_loader=self._context.config_loader)
         overrides = parser.parse_overrides([*(f"{k}={v}" for k, v in self.params.items()), *arguments])
-        space = {o.get_key_element(): distribution(o) for o in overrides if o.is_sweep_override()}
+        space = {o.get_key_element(): _explained(o) for o in overrides if o.is_sweep_override()}
         fixed = [
             f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in overrides if not o.is_sweep_override()
         ]
@@ -92,13 +92,19 @@ class OptunaSweeper(HydraSweeper):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self._config, folder / "multirun.yaml")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(
-            storage=self.storage,
-            study_name=self.study_name,
-            direction=self.direction,
-            sampler=optuna.samplers.TPESampler(seed=self.seed),
-            load_if_exists=True,
-        )
+        try:
+            study = optuna.create_study(
+                storage=self.storage,
+                study_name=self.study_name,
+                direction=self.direction,
+                sampler=optuna.samplers.TPESampler(seed=self.seed),
+                load_if_exists=True,
+            )
+        except Exception as error:  # whatever the storage's driver raises
+            told = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                f"optuna cannot open the study in {self.storage!r}: {type(error).__name__}: {told}"
+            ) from error
         states = optuna.trial.TrialState
         for lost in study.get_trials(states=(states.RUNNING,)):  # of a sweep that was killed: their runs are resumed
             study.tell(lost.number, state=states.FAIL)
@@ -125,13 +131,19 @@ class OptunaSweeper(HydraSweeper):
         print(f"optuna: best of {len(study.trials)} trials is #{best.number}, {best.value:.4g}: {chosen}")
 
 
+def _explained(override: Override) -> Any:
+    try:
+        return distribution(override)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"optuna cannot sweep {override.input_line}: {error}") from error
+
+
 def distribution(override: Override) -> Any:
     """The Optuna distribution of a swept override; raises ConfigError for a sweep that it has none for."""
     from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value: Any = override.value()
-    key = override.get_key_element()
     if isinstance(value, ChoiceSweep) or isinstance(value, RangeSweep) and value.shuffle:
         return CategoricalDistribution([_plain(v) for v in override.sweep_string_iterator()])
     if isinstance(value, RangeSweep) and value.start is not None and value.stop is not None:
@@ -146,10 +158,7 @@ def distribution(override: Override) -> Any:
         if isinstance(value.start, int) and isinstance(value.end, int):
             return IntDistribution(value.start, value.end, log=log)
         return FloatDistribution(float(value.start), float(value.end), log=log)
-    raise ConfigError(
-        f"optuna cannot sweep {key}={override.get_value_element_as_str()}; "
-        "expected interval(a,b), range(a,b) or choice(...)"
-    )
+    raise ConfigError(f"optuna cannot sweep {override.input_line}; expected interval(a,b), range(a,b) or choice(...)")
 
 
 def _plain(text: str) -> Any:

@@ -170,3 +170,30 @@ def test_the_plan_of_a_sweep_counts_what_is_shared_and_says_what_it_does_not_kno
     assert main([*plan, "jobs=2"]) == 0
     assert "2 at a time" in capsys.readouterr().out
     assert not list((here / "runs").glob("planned*"))
+
+
+def test_runs_of_other_worlds_are_no_seeds_of_one_another(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(here / "runs", "seed=0,1", "env.kwargs.num_distractors=2,10") == 0
+    capsys.readouterr()
+    assert main(["table", str(here / "runs")]) == 0
+    head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert head[0] == "environment"
+    assert [row[0] for row in rows] == ["num_distractors=10", "num_distractors=2"] and {row[2] for row in rows} == {"2"}
+    assert main(["table", str(here / "runs"), "by=env.kwargs.num_distractors"]) == 0
+    head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert head[0] == "method" and [row[1] for row in rows] == ["2", "10"]
+
+
+def test_what_optuna_cannot_open_or_sweep_ends_in_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    optimized = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=1"]
+    for swept, told in (
+        ("env.kwargs.horizon=int(interval(2,1))", "optuna cannot sweep env.kwargs.horizon"),
+        ("env.kwargs.horizon=range(5,0,-1)", "optuna cannot sweep env.kwargs.horizon"),
+    ):
+        assert sweep(here / "runs", *optimized, swept) == 2
+        assert told in capsys.readouterr().err
+    assert sweep(here / "runs", *optimized, "env.kwargs.horizon=int(interval(2,5))") == 0
+    storage = f"hydra.sweeper.storage='sqlite:///{here}/no/such/folder/a.db'"
+    assert sweep(here / "runs", *optimized, "env.kwargs.horizon=range(2,5)", storage) == 2
+    assert "optuna cannot open the study" in capsys.readouterr().err
