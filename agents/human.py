@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from steca_gym.agent import (
     find_turn_format,
 )
 from steca_gym.errors import AgentError, ConfigError
-from steca_gym.reports.text import one_line, visible
+from steca_gym.reports.text import one_line, print_text, visible
 
 PROMPT = "> "
 _MORE = "... "
@@ -131,7 +130,7 @@ class HumanAgent:
         self._max_listed = max_listed
         self._format = find_turn_format(turn_format)
         self._ask = ask or _ask
-        self._show = show or show_text
+        self._show = show or print_text
         self._waiting: dict[str, TurnRequest] = {}
         self._current: str | None = None
         self._num_shown: dict[str, int] = {}
@@ -262,12 +261,6 @@ def _columns(cells: Sequence[str]) -> list[str]:
     num_rows = -(-len(cells) // num_columns)
     rows = (cells[row::num_rows] for row in range(num_rows))
     return ["".join(cell.ljust(widest) for cell in row).rstrip() for row in rows]
-
-
-def show_text(text: str) -> None:
-    """Print a line; letters that the terminal's encoding lacks are replaced."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), flush=True)
 
 
 def _ask(prompt: str) -> str:

@@ -89,6 +89,27 @@ class Reflector(Protocol):
         ...
 
 
+class ExpertThoughtReflector:
+    """The expert's own thought for the right action, without a word on the mistake: the ablation without reflections.
+
+    For an expert that gives no thought it is "I should" and the right action.
+    """
+
+    name = "expert_thought"
+    batch_size = 1
+
+    def reflect(self, cases: Sequence[ReflectionCase]) -> list[Reflection]:
+        """See the class."""
+        return [Reflection(text=self._text(case), source=self.name) for case in cases]
+
+    # Before a fatal action the expert's thought is the same.
+    foresee = reflect
+
+    @staticmethod
+    def _text(case: ReflectionCase) -> str:
+        return _without_notice(case.expert_thought) or f"I should {case.right_action}."
+
+
 _UNREADABLE, _INVALID, _FUTILE, _WRONG = _NOTICES = (
     "that was no action.",
     "nothing happened.",
@@ -280,4 +301,5 @@ class AgentReflector:
 
 
 reflectors.register("template", TemplateReflector)
+reflectors.register("expert_thought", ExpertThoughtReflector)
 reflectors.register("agent", AgentReflector)

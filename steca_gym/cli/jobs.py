@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 Job = Callable[["Runner"], "EvaluationReport | None"]
 
 _MULTIRUN = ("-m", "--multirun")
-_SWEPT = re.compile(r"^[^\[{(]*,|^(choice|range|interval|glob|tag|shuffle|sort|int|float|str)\(")
-"""a value that names several: ``a,b``, ``range(3)``; not ``[a,b]``"""
 _PASSIVE = ("--hydra-help", "--cfg", "-c", "--info", "--resolve", "--package", "-p")
 
 
@@ -75,8 +73,7 @@ def _check_engines(args: Sequence[str]) -> None:
     from steca_gym.sweeps.plugins import missing_extra
 
     for arg in args:
-        key, _, choice = arg.partition("=")
-        extra = missing_extra(key, choice)
+        extra = missing_extra(arg)
         if extra is not None:
             raise errors.ConfigError(f"{arg} needs packages that are not installed; pip install 'steca-gym[{extra}]'")
 
@@ -119,8 +116,8 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
 
         code, line, value = 0, "", math.nan
         own = task_overrides()
-        pairs = (o.partition("=") for o in own)
-        swept = {k: v for k, _, v in ((k.lstrip("+"), e, v) for k, e, v in pairs) if k in keys} if sweep else None
+        given = dict(o.lstrip("+~").split("=", 1) for o in own if "=" in o)
+        swept = {key: value for key, value in given.items() if key in keys} if sweep else None
         # A failing job of a sweep must not take its siblings along, and Hydra would print a stack for it.
         try:
             with open_dict(cfg):
@@ -171,7 +168,7 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
         sys.argv = old
     outcomes = take_outcomes()
     for line in failure_lines(outcomes):
-        print(f"steca: {line}" if not line.startswith(" ") else line, file=sys.stderr)
+        print(line, file=sys.stderr)
     return max([*codes, *(o.code for o in outcomes)], default=0)
 
 
@@ -209,9 +206,19 @@ def opened(
 
 
 def swept_keys(args: Sequence[str]) -> set[str]:
-    """The keys that the arguments sweep."""
-    pairs = (a.partition("=") for a in without_config_dirs(args))
-    return {key.lstrip("+~") for key, _, value in pairs if _SWEPT.search(value)}
+    """The keys that the arguments sweep, by Hydra's own grammar; what does not parse is refused elsewhere."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    keys: set[str] = set()
+    for arg in without_config_dirs(args):
+        if arg.startswith("-"):
+            continue
+        with contextlib.suppress(OverrideParseException):
+            override = OverridesParser.create().parse_override(arg)
+            if override.is_sweep_override():
+                keys.add(override.key_or_group)
+    return keys
 
 
 def sweep_name(args: Sequence[str]) -> str:
@@ -226,7 +233,7 @@ def sweep_name(args: Sequence[str]) -> str:
         return ""
     # Where the jobs run does not make another sweep of it.
     overrides = sorted(a for a in given - set(_MULTIRUN) if not a.startswith("hydra"))
-    swept = [key.rpartition(".")[2] for key, _, value in (o.partition("=") for o in overrides) if _SWEPT.search(value)]
+    swept = [key.rpartition(".")[2] for key in sorted(swept_keys(overrides))]
     return "-".join(["sweep", *swept, digest(overrides)[:6]])[:100]
 
 

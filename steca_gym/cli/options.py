@@ -83,3 +83,10 @@ def read_options(
             takes = ", ".join(f"{k}=..." for k in known)
             raise ConfigError(f"steca {command} takes {takes}, got {arg!r}; see `steca {command} --help`")
     return values, others
+
+
+def whole_number(name: str, text: str) -> int:
+    """The value of an option ``name=N``; raises ConfigError unless it is a whole number >= 1 of at most nine digits."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
+        raise ConfigError(f"{name} must be a whole number >= 1, got {text!r}")
+    return int(text)

@@ -22,14 +22,13 @@ import contextlib
 import dataclasses
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steca_gym.cli.composing import compose, explain_overrides
-from steca_gym.cli.options import config_dirs, without_config_dirs
+from steca_gym.cli.options import config_dirs, whole_number, without_config_dirs
 from steca_gym.errors import AgentError, ConfigError, DataError
 from steca_gym.files import storage_errors
 
@@ -59,7 +58,7 @@ def main(args: list[str]) -> int:
             overrides.append(arg)
     if not any(o.startswith("env=") for o in overrides):
         raise ConfigError("play needs a world, e.g. `steca play env=household`; see `steca play --help`")
-    limit = _limit(own["num_tasks"])
+    limit = whole_number("num_tasks", own["num_tasks"]) if own["num_tasks"] else None
     if not own["to"]:
         raise ConfigError("to= names no file; give where wins go, e.g. to=demos.jsonl, or leave it out")
     if not any(o.startswith("agent=") for o in overrides):
@@ -97,14 +96,6 @@ def main(args: list[str]) -> int:
         context.close()
         source.say(f"{len(store.won)} won in {store.path}, {store.num_others} other episodes in {store.others}")
     return 130 if player is not None and player.left is not None and player.left.interrupted else 0
-
-
-def _limit(text: str) -> int | None:
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
-        raise ConfigError(f"num_tasks must be a whole number >= 1, got {text!r}")
-    return int(text)
 
 
 class _Store:
@@ -199,11 +190,10 @@ class _Tasks:
     @staticmethod
     def say(text: str) -> None:
         """Print a text of a world or of ours; a terminal that is gone stops nothing."""
-        from steca_gym.reports.text import visible
+        from steca_gym.reports.text import print_text, visible
 
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         with contextlib.suppress(OSError):
-            print(visible(text).encode(encoding, "replace").decode(encoding), flush=True)
+            print_text(visible(text))
 
 
 class _UntilLeft:

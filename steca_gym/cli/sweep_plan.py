@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steca_gym.cli.composing import compose, explain_overrides
-from steca_gym.cli.options import config_dirs, without_config_dirs
+from steca_gym.cli.options import config_dirs, whole_number, without_config_dirs
 from steca_gym.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def main(args: list[str]) -> int:
         if equals and key == "like":
             like = Path(value).expanduser()
         elif equals and key == "jobs":
-            if not value.isdigit() or int(value) < 1:
-                raise ConfigError(f"jobs must be a number >= 1, got {value!r}")
-            num_jobs = int(value)
+            num_jobs = whole_number("jobs", value)
         elif arg not in ("-m", "--multirun"):
             kept.append(arg)
     folders = config_dirs(kept)
@@ -69,21 +67,22 @@ class SweepPlan:
         """The plan for people."""
         head = ("stage", "runs", "different", "done", "to play", "seconds each", "tokens each")
         rows: list[tuple[str, ...]] = [head]
-        seconds, tokens, unknown = 0.0, 0.0, []
+        num_known, seconds, tokens, unknown = 0, 0.0, 0.0, []
         for stage, needed in self.needed.items():
             done = len(self.done.get(stage, ()))
             left = len(self.keys[stage]) - done
             known = measures.get(_base(stage))
             if left and known is None:
                 unknown.append(stage)
-            elif left and known is not None:
+            elif known is not None:
+                num_known += left
                 seconds, tokens = seconds + left * known.seconds, tokens + left * known.num_tokens
             each = ("?", "?") if known is None else (f"{known.seconds:,.0f}", f"{known.num_tokens:,.0f}")
             rows.append((stage, str(needed), str(len(self.keys[stage])), str(done), str(left), *each))
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         lines = [f"{self.num_runs} runs"]
         lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        if len(unknown) == len([s for s in self.needed if len(self.keys[s]) > len(self.done.get(s, ()))]) and unknown:
+        if unknown and not num_known:
             return "\n".join([*lines, "time and tokens: not known, no run with these stages is finished; see like="])
         at_once = f", {num_jobs} at a time about {_clock(seconds / num_jobs)}" if num_jobs > 1 else ""
         lines.append(f"about {_clock(seconds)} of work{at_once}, {tokens:,.0f} sampled tokens")

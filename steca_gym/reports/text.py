@@ -7,6 +7,7 @@ pairs, a megabyte in one line. Nothing of it may change how the rest of a report
 from __future__ import annotations
 
 import re
+import sys
 
 MAX_CHARS = 20_000
 """longest text that a report shows in full"""
@@ -41,6 +42,12 @@ def visible(text: str, max_chars: int = MAX_CHARS) -> str:
 def one_line(text: str, max_chars: int = 200) -> str:
     """The text on one line, for tables and lists."""
     return visible(" ".join(text[: 4 * max_chars].split()), max_chars)
+
+
+def print_text(text: str) -> None:
+    """Print a line on the standard output; letters that the terminal's encoding lacks are replaced."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), flush=True)
 
 
 def _written_out(found: re.Match[str]) -> str:

@@ -330,9 +330,9 @@ class Runner:
 
     def _games(self) -> list[str]:
         """What an evaluation plays, in order: the panel's games, or some of the split."""
-        env = self.config.env
         if self._panel is not None:
             return self._panel.task_ids
+        env = self.config.env
         return self.context.task_ids(env.eval_split, env.num_eval_tasks)
 
     @cached_property
@@ -343,29 +343,26 @@ class Runner:
         if self.config.env.panel is None:
             return None
         panel = read_panel(Path(self.config.env.panel))
-        check_panel(panel, self._panel_here(panel.split, panel.task_ids, panel.seed))
-        if panel.split != self.config.env.eval_split:
+        if panel.split != (split := self.config.env.eval_split):
             raise ConfigError(
-                f"the panel's games are of split {panel.split!r}, this run evaluates {self.config.env.eval_split!r}; "
+                f"the panel's games are of split {panel.split!r}, this run evaluates {split!r}; "
                 f"set env.eval_split={panel.split}"
             )
+        check_panel(panel, self._panel_here(panel.task_ids, panel.seed))
         return panel
 
-    def _panel_here(self, split: str, task_ids: Sequence[str], seed: int) -> Panel:
+    @property
+    def _game_seed(self) -> int:
+        """Of the evaluation's episodes: the panel's, or the run's."""
+        return self.config.seed if self._panel is None else self._panel.seed
+
+    def _panel_here(self, task_ids: Sequence[str], seed: int) -> Panel:
         from steca_gym.evaluation.panel import make_panel
 
         env = self.config.env
-        with contextlib.closing(self.context.make_env(split)) as probe:
-            return make_panel(
-                probe,
-                task_ids,
-                env_id=env.id,
-                kwargs=env.kwargs,
-                split=split,
-                prompt=digest(env.prompt),
-                seed=seed,
-                name=env.panel_name,
-            )
+        rules: Any = {"env_id": env.id, "kwargs": env.kwargs, "split": env.eval_split, "prompt": digest(env.prompt)}
+        with contextlib.closing(self.context.make_env(env.eval_split)) as probe:
+            return make_panel(probe, task_ids, **rules, seed=seed, name=env.panel_name)
 
     def evaluation_settings(self) -> dict[str, Any]:
         """What an evaluation depends on, beyond the stages before it."""
@@ -403,8 +400,8 @@ class Runner:
         else:
             report = self._evaluate_anew(games_key)
             file.parent.mkdir(exist_ok=True)
-            seed = self.config.seed if self._panel is None else self._panel.seed
-            panel = self._panel or self._panel_here(env.eval_split, [g.task_id for g in report.games], seed)
+            played = [g.task_id for g in report.games]
+            panel = self._panel or self._panel_here(played, self._game_seed)
             panel.write(panel_file)
             text = json.dumps(report.as_dict(), indent=1)
             write_atomically(file, text)
@@ -432,7 +429,6 @@ class Runner:
         context, env, model = self.context, self.config.env, self.context.model
         split = env.eval_split
         task_ids = self._games()
-        seed = self.config.seed if self._panel is None else self._panel.seed
         stored = f"games:{games_key}"
         named = f" ({label})" if (label := env.panel_name or (self._panel.name if self._panel else "")) else ""
         with self.accounting(EVALUATION, f"evaluation: {len(task_ids)} games of {split}{named}") as (result, spent):
@@ -446,7 +442,7 @@ class Runner:
             # The yardstick's cost is not the agent's.
             with context.ledger.phase("yardstick"):
                 # The agent's episodes have the same seeds: both play the same game.
-                seeds = {t: evaluation_seed(seed, t) for t in task_ids}
+                seeds = {t: evaluation_seed(self._game_seed, t) for t in task_ids}
                 requests = [dataclasses.replace(context.request(t), seed=seeds[t]) for t in task_ids]
                 with (
                     context.progress("the expert's games", len(requests), tracked=False) as on_progress,
@@ -485,7 +481,7 @@ class Runner:
                 report = evaluate(
                     collector,
                     task_ids,
-                    seed=seed,
+                    seed=self._game_seed,
                     expert_trajectories=[e for e in experts if e.won],
                     forbidden_task_ids=forbidden,
                     played=earlier,

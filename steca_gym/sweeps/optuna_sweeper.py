@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,12 +148,12 @@ def distribution(override: Override) -> Any:
     if isinstance(value, ChoiceSweep) or isinstance(value, RangeSweep) and value.shuffle:
         return CategoricalDistribution([_plain(v) for v in override.sweep_string_iterator()])
     if isinstance(value, RangeSweep) and value.start is not None and value.stop is not None:
-        step = value.step
-        last = value.stop - step  # Hydra's ranges end before their stop, as Python's
-        if all(isinstance(v, int) for v in (value.start, value.stop, step)):
-            low, step = int(value.start), int(step)
-            return IntDistribution(low, low + (int(value.stop) - 1 - low) // step * step, step=step)
-        return FloatDistribution(float(value.start), float(last), step=float(step))
+        # Hydra's ranges end before their stop, as Python's; Optuna's hold their last value. Optuna counts in decimals.
+        low, stop, step = (Decimal(str(v)) for v in (value.start, value.stop, value.step))
+        high = low + (math.ceil((stop - low) / step) - 1) * step
+        if all(isinstance(v, int) for v in (value.start, value.stop, value.step)):
+            return IntDistribution(int(low), int(high), step=int(step))
+        return FloatDistribution(float(low), float(high), step=float(step))
     if isinstance(value, IntervalSweep) and value.start is not None and value.end is not None:
         log = "log" in value.tags
         if isinstance(value.start, int) and isinstance(value.end, int):

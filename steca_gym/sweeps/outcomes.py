@@ -62,7 +62,7 @@ def failure_lines(outcomes: Sequence[JobOutcome]) -> list[str]:
     failed = [(number, o) for number, o in enumerate(outcomes) if o.code]
     if not failed:
         return []
-    lines = [f"{len(failed)} of {len(outcomes)} jobs failed; the same command does what is missing"]
+    lines = [f"steca: {len(failed)} of {len(outcomes)} jobs failed; the same command does what is missing"]
     return lines + [f"  #{number} {' '.join(o.overrides)}: {o.line}" for number, o in failed]
 
 

@@ -37,21 +37,24 @@ def _module(name: str) -> ModuleType:
     return sys.modules.setdefault(name, ModuleType(name))
 
 
-LAUNCHERS = {
-    "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
-    "submitit": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
-    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
-    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
-    "ray": ("ray", "ray"),
+_NEEDS = {
+    "hydra/launcher=joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
+    "hydra/launcher=ray": ("ray", "ray"),
+    **dict.fromkeys(
+        (f"hydra/launcher={name}" for name in ("submitit", "submitit_local", "submitit_slurm")),
+        ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    ),
+    "hydra/sweeper=optuna": ("optuna", "optuna"),
 }
-"""launcher: what it needs, and the extra that brings it"""
-SWEEPERS = {"optuna": ("optuna", "optuna")}
+"""override: the module that it needs, and the extra that brings it"""
 
 
-def missing_extra(key: str, choice: str) -> str | None:
+def missing_extra(override: str) -> str | None:
     """The extra that a choice of ``hydra/launcher`` or ``hydra/sweeper`` lacks here; None where all is there."""
-    module, extra = {"hydra/launcher": LAUNCHERS, "hydra/sweeper": SWEEPERS}.get(key, {}).get(choice, ("", ""))
+    if override not in _NEEDS:
+        return None
+    module, extra = _NEEDS[override]
     try:
-        return None if not module or find_spec(module) is not None else extra
-    except ModuleNotFoundError:
+        return extra if find_spec(module) is None else None
+    except ModuleNotFoundError:  # not even the namespace of Hydra's plugins
         return extra

@@ -13,6 +13,7 @@ from steca_gym.calibration.records import Reflection
 from steca_gym.calibration.reflection import (
     MAX_REFLECTION_WORDS,
     AgentReflector,
+    ExpertThoughtReflector,
     ReflectionCase,
     TemplateReflector,
     clean_reflection,
@@ -47,6 +48,14 @@ def template(of: ReflectionCase) -> str:
     (reflection,) = TemplateReflector().reflect([of])
     assert reflection.source == "template"
     return reflection.text
+
+
+def test_the_ablation_keeps_the_experts_own_thought_before_and_after_the_fact() -> None:
+    reflector = reflectors.make({"name": "expert_thought"})
+    assert isinstance(reflector, ExpertThoughtReflector)
+    told = case(thought="Go to shelf 1: that was wrong. The apple is in the fridge.")
+    for write in (reflector.reflect, reflector.foresee, lambda cases: foresee(cases, reflector)):
+        assert [r.text for r in write([told, case()])] == ["The apple is in the fridge.", "I should open fridge 1."]
 
 
 def test_the_template_says_what_was_tried_what_came_and_what_to_do() -> None:

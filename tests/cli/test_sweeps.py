@@ -197,3 +197,27 @@ def test_what_optuna_cannot_open_or_sweep_ends_in_one_line(here: Path, capsys: p
     storage = f"hydra.sweeper.storage='sqlite:///{here}/no/such/folder/a.db'"
     assert sweep(here / "runs", *optimized, "env.kwargs.horizon=range(2,5)", storage) == 2
     assert "optuna cannot open the study" in capsys.readouterr().err
+
+
+def test_optuna_offers_every_value_of_a_range() -> None:
+    pytest.importorskip("optuna")
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from steca_gym.sweeps.optuna_sweeper import distribution
+
+    parser = OverridesParser.create()
+    for text, low, high in (("a=range(0,1,0.3)", 0.0, 0.9), ("a=range(2,9,2)", 2, 8), ("a=range(2,8,2)", 2, 6)):
+        found = distribution(parser.parse_override(text))
+        assert found.low == low and found.high == pytest.approx(high)
+
+
+def test_lists_that_are_swept_are_recognised_and_quoted_commas_are_not() -> None:
+    from steca_gym.cli.jobs import swept_keys
+
+    assert swept_keys(
+        ["-m", "env.a=[1],[2]", "env.b='x,y'", "seed=range(3)", "c=tag(log,interval(1,2))", "d=[1,2]"]
+    ) == {
+        "env.a",
+        "seed",
+        "c",
+    }

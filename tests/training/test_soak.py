@@ -79,4 +79,5 @@ def test_memory_is_flat_in_the_last_half(base: Path, tmp_path: Path, trainer: st
     assert len(memory) == num_steps
     # Means of windows, since the allocator takes and returns memory in steps.
     middle, end = memory[num_steps // 2 : num_steps // 2 + num_steps // 8], memory[-(num_steps // 8) :]
+    print(f"{sum(middle) / len(middle):.1f} MiB in the middle, {sum(end) / len(end):.1f} MiB at the end")  # see -rP
     assert sum(end) / len(end) < 1.01 * sum(middle) / len(middle)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from steca_gym.buffer.export import write_lines
-from steca_gym.interop.exports.rows import TOOL, Row, RunData, utf8
+from steca_gym.chat.control_tokens import encodable
+from steca_gym.interop.exports.rows import TOOL, Row, RunData, file_name
 from steca_gym.turns import TOOL_NAME
 
 SCHEMA_VERSION = "ATIF-v1.7"
@@ -21,7 +22,7 @@ def write_atif(data: RunData, to: Path) -> list[Path]:
     """
     folders: dict[Path, None] = {}
     for row in data.rows():
-        folder = to / "".join(c if c.isalnum() or c in "-_" else "_" for c in row.kind)
+        folder = to / file_name(row.kind)
         folders[folder] = None
         line = json.dumps(atif(row, data), ensure_ascii=False, allow_nan=False)
         write_lines(folder / f"{row.trajectory.trajectory_id}.json", [line])
@@ -39,21 +40,21 @@ def atif(row: Row, data: RunData) -> dict[str, Any]:
     steps: list[dict[str, Any]] = []
     for message in data.prompt.messages():
         source = {"system": "system", "user": "user", "assistant": "agent"}[message.role]
-        step: dict[str, Any] = {"source": source, "message": utf8(message.content)}
+        step: dict[str, Any] = {"source": source, "message": encodable(message.content)}
         if message.role != "system":
             step["is_copied_context"] = True
         steps.append(step)
-    steps.append({"source": "user", "message": utf8(t.first_observation)})
+    steps.append({"source": "user", "message": encodable(t.first_observation)})
     for index, s in enumerate(t.steps):
         call: dict[str, Any] = {
             "tool_call_id": f"call_{index + 1}",
             "function_name": TOOL_NAME,
-            "arguments": {"action": utf8(s.action)},
+            "arguments": {"action": encodable(s.action)},
         }
-        result = {"content": utf8(s.observation)}
-        step = {"source": "agent", "message": utf8(s.turn_text())}
+        result = {"content": encodable(s.observation)}
+        step = {"source": "agent", "message": encodable(s.turn_text())}
         if s.thought:
-            step["reasoning_content"] = utf8(s.thought)
+            step["reasoning_content"] = encodable(s.thought)
         if s.parsed:
             step["tool_calls"] = [call]
             result["source_call_id"] = str(call["tool_call_id"])
@@ -65,21 +66,21 @@ def atif(row: Row, data: RunData) -> dict[str, Any]:
     extra = {
         "kind": row.kind,
         "weight": row.weight,
-        "task_id": utf8(t.task_id),
-        "task_type": utf8(t.task_type),
-        "goal": utf8(t.goal),
+        "task_id": encodable(t.task_id),
+        "task_type": encodable(t.task_type),
+        "goal": encodable(t.goal),
         "score": t.score,
         "won": t.won,
         "status": t.status,
         "seed": t.seed,
-        "environment": utf8(t.fingerprint),
+        "environment": encodable(t.fingerprint),
     }
     return {
         "schema_version": SCHEMA_VERSION,
         "session_id": data.folder.name,
         "trajectory_id": t.trajectory_id,
         "agent": {
-            "name": utf8(t.agent) or "unknown",
+            "name": encodable(t.agent) or "unknown",
             "version": data.version,
             "tool_definitions": [TOOL],
         },

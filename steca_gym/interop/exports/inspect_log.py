@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from steca_gym.chat.control_tokens import encodable
 from steca_gym.errors import ConfigError
 from steca_gym.files import storage_errors
-from steca_gym.interop.exports.rows import Row, RunData, conversation, utf8
+from steca_gym.interop.exports.rows import Row, RunData, conversation, file_name
 
 SAMPLES_PER_LOG = 1_000
 """Inspect writes a log from memory, so that a large run becomes several logs"""
@@ -36,8 +37,7 @@ def write_inspect(data: RunData, to: Path) -> list[Path]:
                 part = list(itertools.islice(rows, SAMPLES_PER_LOG))  # noqa: B031 - one group, read in parts
                 if not part:
                     break
-                safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"{data.folder.name}-{kind}-{number}")
-                path = to / f"{safe}.eval"
+                path = to / f"{file_name(f'{data.folder.name}-{kind}-{number}')}.eval"
                 write_eval_log(_log(part, data, kind, number), str(path))
                 written.append(path)
     return written
@@ -66,7 +66,7 @@ def _log(rows: list[Row], data: RunData, kind: str, number: int) -> Any:
         dataset=log.EvalDataset(
             name=str(data.env.get("id", "")), samples=len(rows), sample_ids=[str(s.id) for s in samples]
         ),
-        model=f"steca-gym/{utf8(rows[0].trajectory.agent) or 'unknown'}",
+        model=f"steca-gym/{encodable(rows[0].trajectory.agent) or 'unknown'}",
         config=log.EvalConfig(),
         metadata={"method": data.method, "seed": data.seed, "steca_gym": data.version, "kind": kind},
     )
@@ -90,7 +90,7 @@ def _sample(row: Row, data: RunData, index: int) -> Any:
         messages, train = list(t.messages(data.prompt)), [*train, False]
     made: list[Any] = []
     for i, (message, trains) in enumerate(zip(messages, train, strict=True)):
-        content = utf8(message.content)
+        content = encodable(message.content)
         if message.role == "assistant":
             made.append(ChatMessageAssistant(id=f"{index}-{i}", content=content, metadata={"train": trains}))
         else:
@@ -98,21 +98,21 @@ def _sample(row: Row, data: RunData, index: int) -> Any:
             made.append(kind(id=f"{index}-{i}", content=content))
     first = len(data.prompt.messages()) + 1
     return EvalSample(
-        id=f"{utf8(t.task_id)}#{t.trajectory_id[:8]}",
+        id=f"{encodable(t.task_id)}#{t.trajectory_id[:8]}",
         epoch=1,
         input=made[:first],
         target="",
         messages=made,
-        output=ModelOutput.from_content("steca-gym", utf8(t.steps[-1].turn_text()) if t.steps else ""),
+        output=ModelOutput.from_content("steca-gym", encodable(t.steps[-1].turn_text()) if t.steps else ""),
         scores={"score": Score(value=t.score), "won": Score(value=float(t.won))},
         metadata={
             "trajectory_id": t.trajectory_id,
-            "task_type": utf8(t.task_type),
-            "goal": utf8(t.goal),
+            "task_type": encodable(t.task_type),
+            "goal": encodable(t.goal),
             "status": t.status,
-            "error": utf8(t.error),
+            "error": encodable(t.error),
             "seed": t.seed,
             "weight": row.weight,
-            "environment": utf8(t.fingerprint),
+            "environment": encodable(t.fingerprint),
         },
     )

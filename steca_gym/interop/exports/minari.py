@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from steca_gym.chat.control_tokens import encodable
 from steca_gym.errors import ConfigError, DataError
 from steca_gym.files import storage_errors
-from steca_gym.interop.exports.rows import Row, RunData, utf8
+from steca_gym.interop.exports.rows import Row, RunData
 
 _EPISODES_PER_WRITE = 200
 MAX_TEXT = 1_000_000
@@ -108,7 +109,7 @@ def _episode(minari: Any, row: Row) -> Any:
 
 def _text(text: str) -> str:
     """HDF5 holds UTF-8 without NUL."""
-    return utf8(text).replace("\0", "\ufffd")
+    return encodable(text).replace("\0", "\ufffd")
 
 
 def is_minari(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -15,26 +14,16 @@ from steca_gym import provenance
 from steca_gym.agent import Message, Prompt
 from steca_gym.buffer import CalibrationBuffer
 from steca_gym.calibration.records import Calibration
+from steca_gym.chat.control_tokens import encodable
 from steca_gym.errors import DataError
 from steca_gym.methods.context import PromptConfig
 from steca_gym.runs import RunFolder
 from steca_gym.settings import read_settings
 from steca_gym.trajectory import PreferencePair, Step, Trajectory
-from steca_gym.turns import TOOL_NAME
+from steca_gym.turns import TOOL_NAME, ToolsFormat
 
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": TOOL_NAME,
-        "description": "Take one action in the world.",
-        "parameters": {
-            "type": "object",
-            "properties": {"action": {"type": "string", "description": "the action, in the world's own words"}},
-            "required": ["action"],
-        },
-    },
-}
-"""the function of tool-call messages, in OpenAI's schema"""
+(TOOL,) = ToolsFormat.tools
+"""the function of tool-call messages, in OpenAI's schema: the one that agents are shown"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +57,7 @@ class RunData:
         self.env: dict[str, Any] = dict(env) if isinstance(env, dict) else {}
         self.prompt: Prompt = read_settings(PromptConfig, self.env.get("prompt") or {}, where="env.prompt").prompt()
         self.seed, self.method, self.version = record.seed, record.method, record.version
-        with self._buffer() as buffer:
+        with self.folder.buffer() as buffer:
             kinds = buffer.kinds()
         if not kinds:
             raise DataError(f"{str(self.folder.path)!r} holds no trajectories to export; run a stage of it first")
@@ -78,15 +67,10 @@ class RunData:
             )
         self.kinds = kinds if kind is None else [kind]
 
-    @contextlib.contextmanager
-    def _buffer(self) -> Iterator[CalibrationBuffer]:
-        with self.folder.buffer() as buffer:
-            yield buffer
-
     def rows(self) -> Iterator[Row]:
         """Trajectories with the weights of the last stage that trained on them, ordered by kind, task and id."""
         weights = self._weights()
-        with self._buffer() as buffer:
+        with self.folder.buffer() as buffer:
             for kind in self.kinds:
                 for trajectory in buffer.iter_trajectories(kind=kind):
                     yield Row(trajectory, kind, weights.get(trajectory.trajectory_id, 1.0))
@@ -110,7 +94,7 @@ class RunData:
         - ``step``: from a deviation on, the demonstration against the agent's own failed continuation;
         - ``outcome``: two whole episodes of one task from one start, the one with the higher score preferred.
         """
-        with self._buffer() as buffer:
+        with self.folder.buffer() as buffer:
             if self.kind is None:
                 for result in buffer.iter_results():
                     for calibration in result.calibrations:
@@ -173,7 +157,7 @@ def message_row(row: Row, prompt: Prompt) -> dict[str, Any]:
     """
     messages, train = conversation(row.trajectory, prompt)
     return {
-        "messages": [{"role": m.role, "content": utf8(m.content)} for m in messages],
+        "messages": [{"role": m.role, "content": encodable(m.content)} for m in messages],
         "train": train,
         "weight": row.weight,
         **about(row.trajectory, row.kind),
@@ -220,15 +204,15 @@ def tool_row(row: Row, prompt: Prompt) -> dict[str, Any]:
 def _tool_message(role: str, content: str, step: Step | None = None) -> dict[str, Any]:
     calls = None
     if step is not None:
-        function = {"name": TOOL_NAME, "arguments": {"action": utf8(step.action)}}
+        function = {"name": TOOL_NAME, "arguments": {"action": encodable(step.action)}}
         calls = [{"type": "function", "function": function}]
-    return {"role": role, "content": utf8(content), "tool_calls": calls, "name": None}
+    return {"role": role, "content": encodable(content), "tool_calls": calls, "name": None}
 
 
 def turn_rows(row: Row, prompt: Prompt) -> Iterator[dict[str, Any]]:
     """One row for each turn that trains, as ``prompt`` and ``completion``: the exact loss mask in any trainer."""
     messages, train = conversation(row.trajectory, prompt)
-    plain = [{"role": m.role, "content": utf8(m.content)} for m in messages]
+    plain = [{"role": m.role, "content": encodable(m.content)} for m in messages]
     for index, trains in enumerate(train):
         if trains:
             yield {
@@ -246,7 +230,7 @@ def pair_row(pair: PreferencePair, prompt: Prompt) -> dict[str, Any]:
     rejected, _ = conversation(pair.rejected, prompt)
 
     def plain(messages: list[Message]) -> list[dict[str, str]]:
-        return [{"role": m.role, "content": utf8(m.content)} for m in messages]
+        return [{"role": m.role, "content": encodable(m.content)} for m in messages]
 
     return {
         "prompt": plain(chosen[:shared]),
@@ -255,7 +239,7 @@ def pair_row(pair: PreferencePair, prompt: Prompt) -> dict[str, Any]:
         "chosen_score": pair.chosen.score,
         "rejected_score": pair.rejected.score,
         "kind": pair.kind,
-        "task_id": utf8(pair.chosen.task_id),
+        "task_id": encodable(pair.chosen.task_id),
     }
 
 
@@ -264,21 +248,17 @@ def about(t: Trajectory, kind: str) -> dict[str, Any]:
     return {
         "trajectory_id": t.trajectory_id,
         "kind": kind,
-        "task_id": utf8(t.task_id),
-        "task_type": utf8(t.task_type),
+        "task_id": encodable(t.task_id),
+        "task_type": encodable(t.task_type),
         "score": t.score,
         "won": t.won,
         "status": t.status,
         "seed": t.seed,
-        "agent": utf8(t.agent),
-        "environment": utf8(t.fingerprint),
+        "agent": encodable(t.agent),
+        "environment": encodable(t.fingerprint),
     }
 
 
-def utf8(text: str) -> str:
-    """The text with U+FFFD in place of lone surrogates, which a model can write and UTF-8 does not have."""
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if _has_surrogate(text) else text
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= c <= "\udfff" for c in text) if not text.isascii() else False
+def file_name(text: str) -> str:
+    """A text as a part of a file's name: letters, digits, dashes and underscores only."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from steca_gym.chat.control_tokens import encodable
 from steca_gym.cli import main
 from steca_gym.interop.demonstrations import import_recordings, read_recordings
 from steca_gym.interop.exports import RunData
-from steca_gym.interop.exports.rows import conversation, utf8
+from steca_gym.interop.exports.rows import conversation
 from steca_gym.runs import RunFolder
 from tests.fakes import corridor, tiny_model, tiny_tokenizer
 
@@ -145,7 +146,7 @@ def test_minari_goes_out_and_comes_back_equal(run: Path, tmp_path: Path) -> None
             t.seed,
             t.first_observation,
             t.score,
-            [(utf8(s.thought), s.action, s.observation, s.score) for s in t.steps],
+            [(encodable(s.thought), s.action, s.observation, s.score) for s in t.steps],
         )
 
     assert [content(t) for t in back] == [content(t) for t in before] and len(found) == 4
