@@ -208,13 +208,13 @@ def opened(
 def swept_keys(args: Sequence[str]) -> set[str]:
     """The keys that the arguments sweep, by Hydra's own grammar; what does not parse is refused elsewhere."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     keys: set[str] = set()
     for arg in without_config_dirs(args):
         if arg.startswith("-"):
             continue
-        with contextlib.suppress(OverrideParseException):
+        with contextlib.suppress(HydraException):
             override = OverridesParser.create().parse_override(arg)
             if override.is_sweep_override():
                 keys.add(override.key_or_group)

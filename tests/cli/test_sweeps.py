@@ -214,10 +214,6 @@ def test_optuna_offers_every_value_of_a_range() -> None:
 def test_lists_that_are_swept_are_recognised_and_quoted_commas_are_not() -> None:
     from steca_gym.cli.jobs import swept_keys
 
-    assert swept_keys(
-        ["-m", "env.a=[1],[2]", "env.b='x,y'", "seed=range(3)", "c=tag(log,interval(1,2))", "d=[1,2]"]
-    ) == {
-        "env.a",
-        "seed",
-        "c",
-    }
+    args = ["-m", "env.a=[1],[2]", "env.b='x,y'", "seed=range(3)", "c=tag(log,interval(1,2))", "d=[1,2]"]
+    assert swept_keys(args) == {"env.a", "seed", "c"}
+    assert swept_keys(["--cfg", "job", "seed=1,2"]) == {"seed"}  # a flag's value is no override
