@@ -59,6 +59,7 @@ def test_commands_are_ones(page: str) -> None:
             explain_overrides([a for a in args if not a.startswith(("methods=", "run_dir=", "phase=", "until="))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["quickstart.md", "staged-rollout.md"])
 def test_the_commands_of_a_tutorial_run_one_after_the_other(
     page: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -118,6 +118,7 @@ def composed() -> dict[str, Any]:
     return {name: compose([f"preset={name}"]) for name in preset_names()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "key", "value", "sentence"), ROWS)
 def test_a_preset_is_what_the_source_says(
     composed: dict[str, Any], preset: str, key: str, value: Any, sentence: str

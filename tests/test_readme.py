@@ -66,6 +66,7 @@ def test_a_command_composes(command: str, capsys: pytest.CaptureFixture[str]) ->
             assert main([name, *args, "--cfg", "job"]) == 0
 
 
+@pytest.mark.slow
 def test_the_phases_run_one_after_the_other(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     for command in PHASES:

@@ -95,6 +95,7 @@ def test_the_licence_page_lists_what_is_installed() -> None:
     assert "GPL" not in base and "| jericho |" in text
 
 
+@pytest.mark.slow
 def test_a_base_install_opens_reports_and_plays(tmp_path: Path) -> None:
     """Only what the base install brings is on the path: no torch, no transformers, nothing of an extra."""
     found, _ = closure(requirements(BASE))

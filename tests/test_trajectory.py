@@ -241,6 +241,7 @@ FIELDS = sorted(json.loads(to_json(ONE)))
 STEP_FIELDS = sorted(json.loads(to_json(ONE))["steps"][0])
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     st.dictionaries(st.sampled_from([*FIELDS, "ended"]), JSON, max_size=3),

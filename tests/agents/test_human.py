@@ -49,6 +49,7 @@ def test_what_is_not_clear_is_asked_again() -> None:
     assert choose("2", ("2 steps", "2", "go")).action == "2"
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(min_size=1), max_size=5, unique=True), st.text(min_size=1).map(str.strip).filter(bool))
 def test_every_offered_action_can_be_typed_and_every_text_can_be_sent(actions: list[str], text: str) -> None:
     assert all(choose(a, actions).action == a for a in actions)

@@ -52,6 +52,7 @@ def test_the_guides_agent_writes_other_formats(guide: dict[str, Any]) -> None:
         assert all(step.parsed for step in episode.trajectory.steps)
 
 
+@pytest.mark.slow
 def test_the_guides_command_evaluates_it(tmp_path: Path) -> None:
     folder = tmp_path / "my_agents"
     (folder / "agent").mkdir(parents=True)

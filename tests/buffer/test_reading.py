@@ -207,6 +207,7 @@ def test_the_buffer_may_be_written_while_it_is_read(tmp_path: Path) -> None:
         assert len(seen) == 200 == len(buffer.trajectories(kind="copied"))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_trajectories(tmp_path: Path) -> None:
     def peak_bytes(num: int) -> int:
         with CalibrationBuffer(tmp_path / f"{num}.sqlite") as buffer:

@@ -249,6 +249,7 @@ print("end", flush=True)
 NUM_UNITS = 60
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_loses_and_doubles_nothing(tmp_path):
     path, rng, num_killed, ended = tmp_path / "buffer.sqlite", random.Random(7), 0, False
     while not ended:

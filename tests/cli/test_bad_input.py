@@ -211,6 +211,7 @@ def test_single_bad_turns_are_data(tmp_path: Path) -> None:
     assert len(steps[1].text) == MAX_TURN_CHARS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "what"), [("calibrate", "8 trajectories"), ("evaluate", "4 games")])
 def test_a_server_that_is_away(
     command: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -256,12 +257,14 @@ def limited(num_bytes: int, *args: str) -> tuple[int, str]:
     return done.returncode, lines[0]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
     code, line = limited(1, "collect", *CORRIDOR, "agent=expert", f"run_dir={tmp_path / 'run'}")
     assert code == 5
     assert "cannot write" in line and "free space" in line
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_while_the_buffer_grows(tmp_path: Path) -> None:
     command = [*CORRIDOR, "agent=stumbling", "env.kwargs.num_tasks=40", "env.num_train_tasks=40", f"run_dir={tmp_path}"]
     assert main(["collect", *command]) == 0
@@ -292,6 +295,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path: Path) -> None
     assert (tmp_path / "run" / "warm-up" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_where_the_report_goes(tmp_path: Path) -> None:
     command = [*CORRIDOR, "agent=stumbling", "evaluation.stress=false", f"run_dir={tmp_path}"]
     assert main(["evaluate", *command]) == 0

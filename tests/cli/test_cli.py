@@ -81,6 +81,7 @@ def test_bad_settings_end_with_one_line_and_a_code(
     assert all(word in lines[0] for word in words), lines[0]
 
 
+@pytest.mark.slow
 def test_a_whole_loop_goes_phase_by_phase_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     assert main(["collect", f"run_dir={folder}", "method=steca", *SMALL]) == 0
@@ -123,6 +124,7 @@ def test_a_whole_loop_goes_phase_by_phase_and_resumes(tmp_path: Path, capsys: py
     assert before[1] == (folder / "model" / "model.safetensors").stat().st_mtime_ns
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["collect", f"run_dir={tmp_path}", *SMALL]) == 0
     assert main(["collect", f"run_dir={tmp_path}", *SMALL, "seed=5"]) == 2

@@ -16,6 +16,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_is_diagnosed_and_left_as_it_was(run, capsys):
     before = sorted((p.name, p.stat().st_mtime_ns) for p in run.rglob("*"))
     assert main(["diagnose", f"run={run}", "num_tasks=8", "price=2"]) == 0
@@ -25,6 +26,7 @@ def test_a_run_is_diagnosed_and_left_as_it_was(run, capsys):
     assert sorted((p.name, p.stat().st_mtime_ns) for p in run.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_model_without_a_run_and_json(run, capsys):
     args = ["diagnose", *CONF, *SMALL, f"model={run / 'warm-up'}", "agent=tiny", "num_tasks=4", "form=json"]
     assert main(args) == 0

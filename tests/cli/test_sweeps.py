@@ -31,6 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_failing_job_stops_no_other_and_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(here / "runs", "seed=0,1", "env.eval_split=nowhere,valid_seen") == 2
     told = capsys.readouterr().err
@@ -40,6 +41,7 @@ def test_a_failing_job_stops_no_other_and_is_named(here: Path, capsys: pytest.Ca
     assert len(done) == 2
 
 
+@pytest.mark.slow
 def test_folders_are_named_after_what_is_swept_and_found_by_a_single_command(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +131,7 @@ def test_a_launcher_that_cannot_start_ends_in_one_line(here: Path, capsys: pytes
     assert "the launcher cannot run the jobs: RuntimeError: Could not detect" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_optuna_is_told_what_the_runs_reached(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     optuna = pytest.importorskip("optuna")
     storage = f"sqlite:///{here}/study.db"
@@ -155,6 +158,7 @@ def test_optuna_refuses_what_it_cannot_do(here: Path, capsys: pytest.CaptureFixt
     assert "no objective 'succes'; did you mean 'success'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_sweep_counts_what_is_shared_and_says_what_it_does_not_know(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +176,7 @@ def test_the_plan_of_a_sweep_counts_what_is_shared_and_says_what_it_does_not_kno
     assert not list((here / "runs").glob("planned*"))
 
 
+@pytest.mark.slow
 def test_runs_of_other_worlds_are_no_seeds_of_one_another(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(here / "runs", "seed=0,1", "env.kwargs.num_distractors=2,10") == 0
     capsys.readouterr()
@@ -184,6 +189,7 @@ def test_runs_of_other_worlds_are_no_seeds_of_one_another(here: Path, capsys: py
     assert head[0] == "method" and [row[1] for row in rows] == ["2", "10"]
 
 
+@pytest.mark.slow
 def test_what_optuna_cannot_open_or_sweep_ends_in_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("optuna")
     optimized = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=1"]

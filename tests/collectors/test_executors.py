@@ -13,6 +13,7 @@ def test_this_process() -> None:
     check_executor(InProcess).raise_if_failed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_worker_processes(num_workers: int) -> None:
     check_executor(lambda: Processes(num_workers=num_workers, step_timeout_s=2.0), isolates=True).raise_if_failed()

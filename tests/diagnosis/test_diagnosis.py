@@ -202,6 +202,7 @@ def test_an_expert_that_knows_what_nobody_sees_is_found_out(world, expected):
         assert found.measures.search_found.value == 1.0 and found.measures.search_found_by_chance.value < 0.3
 
 
+@pytest.mark.slow
 def test_an_agent_that_never_wins_is_too_weak():
     found = found_in(Long, PolicyAgent(lambda request, _: "wait", name="idle"))
     assert found.verdict == "not suited" and codes(found) == ["agent too weak"]
@@ -216,6 +217,7 @@ def test_values_that_begin_late_ask_for_a_second_round():
     assert found.verdict == "suited from round two" and codes(found) == ["values late only"]
 
 
+@pytest.mark.slow
 def test_the_forecast_holds_for_the_run():
     from steca_gym.calibration import calibrate
     from steca_gym.collectors import Collector, EpisodeRequest
@@ -238,6 +240,7 @@ def test_the_forecast_holds_for_the_run():
         assert span[1] <= real <= span[2], (span, real)
 
 
+@pytest.mark.slow
 def test_money_and_rounds_scale():
     once = found_in(Long, erring("jump"), num_experts=10, price_per_million_tokens=2.0)
     thrice = found_in(Long, erring("jump"), num_experts=10, num_rounds=3)
@@ -256,6 +259,7 @@ def test_what_cannot_be_measured_is_one_line():
     assert str(Share(0, 0)) == "not measured" and Share(0, 0).value is None
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_answer():
     one, other = (found_in(Long, erring("jump", "wait")).as_dict() for _ in range(2))
     one["forecast"].pop("hours"), other["forecast"].pop("hours")

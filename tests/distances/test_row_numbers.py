@@ -13,6 +13,7 @@ def by_bytes(rows):
     return [seen.setdefault(row.tobytes(), len(seen)) for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("width", [1, 3, 8, 67, 130])
 def test_equal_rows_share_a_number(width, dtype):

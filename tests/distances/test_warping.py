@@ -34,6 +34,7 @@ def expected(a, b, vectors, **options):
     return np.array([[oracle.dndtw(vectors[x], vectors[y], **options) for y in b] for x in a])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_form_agrees_with_the_oracle(cost, dtype):
@@ -60,6 +61,7 @@ def test_every_form_agrees_with_the_oracle(cost, dtype):
     np.testing.assert_allclose(pairs, np.diag(want), atol=atol, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("band", [0, 2, 7])
 @pytest.mark.parametrize("normalize", ["sum", "none"])
 def test_bands_agree_with_the_oracle(band, normalize):
@@ -84,6 +86,7 @@ def test_a_band_never_shortens_and_a_wide_one_changes_nothing():
     np.testing.assert_array_equal(previous, exact)
 
 
+@pytest.mark.slow
 def test_beyond_d_max_is_infinite_and_the_rest_is_exact():
     vectors = words()
     a, b = batch(6, 40, 15), batch(7, 40, 15)
@@ -200,6 +203,7 @@ def test_texts_go_through_the_encoder_once_each():
     assert dndtw(["go"], ["go"], cost="exact") == 0 and dndtw(["go"], ["look"], cost="exact", normalize="none") == 1
 
 
+@pytest.mark.slow
 def test_tables_that_do_not_fit_are_worked_off_in_blocks(monkeypatch):
     vectors = words()
     a, b = batch(16, 30, 12), batch(17, 11, 12)
@@ -217,6 +221,7 @@ def test_tables_that_do_not_fit_are_worked_off_in_blocks(monkeypatch):
         assert dndtw(vectors, vectors[::-1].copy()) == pytest.approx(whole, abs=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_column_tiles_change_nothing(monkeypatch, dtype):
     table = np.random.default_rng(4).random((25, 25)).astype(dtype)

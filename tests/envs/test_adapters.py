@@ -115,6 +115,7 @@ def lake(**kwargs: Any) -> TextEnv:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snapshots", ["pickle", "replay"])
 def test_a_careless_text_environment_conforms(snapshots: str) -> None:
     report = check_text_env(partial(lock, snapshots=snapshots), settings=QUICK)
@@ -122,6 +123,7 @@ def test_a_careless_text_environment_conforms(snapshots: str) -> None:
     assert ("saved states" if snapshots == "pickle" else "replay") in report["restore"].detail
 
 
+@pytest.mark.slow
 def test_named_discrete_actions_conform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or importlib.import_module(__name__))
     quick = CheckSettings(num_resets=60, num_steps=8, new_process=False)  # this module has no name over there
@@ -401,6 +403,7 @@ def counter(url: str, **kwargs: Any) -> TextEnv:
     )
 
 
+@pytest.mark.slow
 @needs_websockets
 def test_a_server_conforms(server: Server) -> None:
     report = check_text_env(partial(counter, server.url), settings=QUICK)

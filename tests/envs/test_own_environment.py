@@ -43,6 +43,7 @@ def steca(args: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *args], cwd=cwd, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_guides_world_conforms(elsewhere: Path) -> None:
     done = steca(commands()[0], elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -17,6 +17,7 @@ from steca_gym.registration import make_text_env
 from steca_gym.testing import CheckSettings, check_text_env
 
 
+@pytest.mark.slow
 def test_conforms() -> None:
     make = partial(make_text_env, Runbook, horizon=20)
     check_text_env(make, settings=CheckSettings(num_resets=60)).raise_if_failed()

@@ -13,6 +13,7 @@ from steca_gym.registration import make_text_env
 from steca_gym.testing import CheckSettings, check_text_env
 
 
+@pytest.mark.slow
 def test_conforms() -> None:
     check_text_env(
         partial(make_text_env, SupportDesk, horizon=12), settings=CheckSettings(num_resets=60)

@@ -179,6 +179,7 @@ def test_a_run_never_evaluates_on_its_training_games(tmp_path: Path, capsys: pyt
     assert not (tmp_path / "evaluation.json").exists()
 
 
+@pytest.mark.slow
 def test_a_model_is_never_evaluated_on_games_that_another_run_trained_it_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,6 +86,7 @@ def test_settings_that_cannot_work() -> None:
         EarlyExperience.Config(prediction_weight=0.0)
 
 
+@pytest.mark.slow
 def test_a_run_of_early_experience(tmp_path: Path) -> None:
     stages = play(tmp_path, "early_experience", "method.num_samples=1", "exploration.num_experts=3")
     assert list(stages) == ["demonstrations", "warm_up", "alternatives", "train"]
@@ -93,6 +94,7 @@ def test_a_run_of_early_experience(tmp_path: Path) -> None:
     assert stages["train"]["num_expert"] == 8
 
 
+@pytest.mark.slow
 def test_a_run_of_step_agent(tmp_path: Path) -> None:
     stages = play(tmp_path, "step_agent", "exploration.num_experts=3")
     assert list(stages) == ["demonstrations", "warm_up", "alternatives", "train"]

@@ -117,6 +117,7 @@ def test_settings_that_cannot_work(settings: dict[str, float], words: str) -> No
         DAgger.Config(**settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run(tmp_path: Path) -> None:
     stages = play(tmp_path, "dagger", "exploration.num_rounds=2", "method.beta=0.25")
     assert list(stages) == ["demonstrations", "warm_up", "relabel", "train", "relabel.1", "train.1"]

@@ -57,6 +57,7 @@ def test_settings_that_cannot_work() -> None:
         ETO.Config(num_samples=2, temperature=0.0)
 
 
+@pytest.mark.slow
 def test_a_run(tmp_path: Path) -> None:
     stages = play(tmp_path, "eto", "exploration.num_rounds=2")
     assert list(stages) == ["demonstrations", "warm_up", "own_episodes", "train", "own_episodes.1", "train.1"]

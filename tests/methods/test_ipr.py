@@ -85,6 +85,7 @@ def test_settings_that_cannot_work() -> None:
             IPR.Config(**settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run(tmp_path: Path) -> None:
     stages = play(tmp_path, "ipr")
     assert list(stages) == ["demonstrations", "warm_up", "own_episodes", "step_pairs", "train"]

@@ -236,6 +236,7 @@ def test_settings_that_cannot_work() -> None:
             make()
 
 
+@pytest.mark.slow
 def test_a_run_of_gigpo(tmp_path: Path) -> None:
     stages = play(tmp_path, "gigpo", *SMALL, "method.rollout.group_size=2", "method.anchor=state_key")
     assert list(stages) == ["demonstrations", "warm_up", "online"]
@@ -246,6 +247,7 @@ def test_a_run_of_gigpo(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "model.safetensors").exists() and (tmp_path / "evaluation.json").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from steca_gym.training import PolicyGradient
 

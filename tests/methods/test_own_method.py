@@ -60,6 +60,7 @@ def test_the_method_of_the_guide_trains_and_is_evaluated(mine: Path, tmp_path: P
         assert done.returncode == 3 and "no sampled episode was won" in done.stderr
 
 
+@pytest.mark.slow
 def test_its_settings_are_checked_at_the_start(mine: Path, tmp_path: Path) -> None:
     command = ["run", "--config-dir", str(mine), "env=corridor", f"run_dir={tmp_path / 'run'}"]
     for extra, words in (

@@ -74,6 +74,7 @@ def test_settings_that_cannot_work() -> None:
         InverseConfig(max_turns=1)
 
 
+@pytest.mark.slow
 def test_a_run_of_the_inverse_variant(tmp_path: Path) -> None:
     small = ["num_steps=2", "num_tasks=2", "group_size=1", "save_every_steps=1"]
     stages = play(tmp_path, "step_agent", "method.variant=inverse", *(f"method.inverse.rollout.{s}" for s in small))

@@ -94,6 +94,7 @@ def test_the_page_holds_every_trajectory_with_its_evidence(tmp_path):
     assert found[first]["values"][1]["agent"]["outcomes"] == [1.0] * 2 + [0.0] * 8
 
 
+@pytest.mark.slow
 def test_a_megabyte_does_not_blow_up_the_page(tmp_path):
     page = HtmlReport().render([RunFolder(make_run(tmp_path / "run", num=2, text="x" * 1_000_000))])
     assert len(page.text) < 3_000_000

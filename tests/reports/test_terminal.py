@@ -41,6 +41,7 @@ def run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("terminal") / "run", num=6, num_evaluated=3)
 
 
+@pytest.mark.slow
 def test_the_first_trajectory_is_shown_whole_and_replayed_step_by_step(run):
     text, rows, tab, step = drive(run, *find("task-0000"))
     assert "task-0000" in text and "step 6 of 6" in text and "calibration c-0 at step 1: accepted" in text
@@ -57,6 +58,7 @@ def test_it_goes_to_where_it_went_wrong(run):
     assert step == 3 and "task-0002" in text and "jump 2 (deviated" in text
 
 
+@pytest.mark.slow
 def test_search_and_lists(run):
     text, rows, *_ = drive(run, "slash", *"0003", "enter")
     assert rows == 1 and "task-0003" in text

@@ -33,6 +33,7 @@ def calibrated(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_training_waits_says_for_what_and_continues(calibrated, capsys):
     folder = calibrated / "waits"
     shared = f"runs_root={calibrated}"
@@ -74,6 +75,7 @@ def test_training_waits_says_for_what_and_continues(calibrated, capsys):
     assert f"STALE: {accepted[1]}, which it was trained on, was refused by Cleo" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_who_decided_otherwise_trains_a_model_of_its_own(calibrated):
     plain, vetoed = calibrated / "plain", calibrated / "vetoed"
     shared = f"runs_root={calibrated}"
@@ -89,6 +91,7 @@ def test_who_decided_otherwise_trains_a_model_of_its_own(calibrated):
     assert counts[1] == counts[0] - 1
 
 
+@pytest.mark.slow
 def test_an_own_edit_is_left_out_until_another_person_approves_it(calibrated, capsys):
     folder = calibrated / "edited"
     args = [f"runs_root={calibrated}", "review.own_edits=refused"]

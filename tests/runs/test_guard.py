@@ -46,6 +46,7 @@ def test_twins_are_found_in_what_was_played() -> None:
     assert played_twins(train, games) == ["x"]
 
 
+@pytest.mark.slow
 def test_a_run_reports_or_refuses_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ def folder_of(*overrides: str) -> Path:
         return runner.folder
 
 
+@pytest.mark.slow
 def test_the_folder_follows_from_what_the_result_depends_on(tmp_path: Path) -> None:
     root = f"runs_root={tmp_path}"
     first = folder_of(root)
@@ -157,6 +158,7 @@ def _leaves(kind: type[StecaError]) -> list[type[StecaError]]:
     return [leaf for k in below for leaf in _leaves(k)] if below else [kind]
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys, tests.worlds as w\n"
@@ -189,6 +191,7 @@ def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(tmp_path: Path)
     assert records(tmp_path)["stages"]["demonstrations"]["result"]["num_won"] == 8
 
 
+@pytest.mark.slow
 def test_a_sweep_shares_what_depends_on_equal_settings(tmp_path: Path) -> None:
     sweep = ["method=sft,steca", "agent.train.learning_rate=0.001,0.002"]
     assert main(["run", "-m", *CONF, *TINY, *sweep, f"runs_root={tmp_path}"]) == 0
@@ -218,6 +221,7 @@ def test_a_sweep_shares_what_depends_on_equal_settings(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_another_evaluation_size_is_another_evaluation_of_the_same_model(tmp_path: Path) -> None:
     command = [*CONF, "env=corridor", "agent=stumbling", "evaluation.stress=false", f"run_dir={tmp_path}"]
     assert main(["evaluate", *command]) == 0
@@ -236,6 +240,7 @@ def test_another_evaluation_size_is_another_evaluation_of_the_same_model(tmp_pat
     assert (tmp_path / "evaluation.json").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_a_folder_that_does_not_fit_names_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["collect", *CONF, "env=corridor", "agent=expert", f"run_dir={tmp_path}"]
     assert main(command) == 0
@@ -350,6 +355,7 @@ def test_a_sweep_without_m_is_told_how(capsys: pytest.CaptureFixture[str]) -> No
     assert "put -m first: steca run -m method=sft,steca" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_methods_side_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

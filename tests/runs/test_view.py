@@ -175,6 +175,7 @@ def test_the_quiet_flag_leaves_results_and_the_environment(
     assert re.search(r"games: 4 of 4, stress test: \d+ episodes, 4 of 4 won \(100%\), \d+ environment steps", err)
 
 
+@pytest.mark.slow
 def test_a_terminal_has_a_live_view_and_leaves_only_what_stays(tmp_path: Path) -> None:
     """In a real terminal of 100 columns: a bar while games are played, gone afterwards."""
     ours, theirs = pty.openpty()

@@ -102,6 +102,7 @@ def test_bets_are_never_negative(shift: float, rise: bool, xs: list[float], p: f
         assert evidence.log_value < math.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_error_rates_hold_under_continuous_looking(p: float) -> None:
     """At the boundary of each null and looking after every pair, far beyond the usual truncation."""

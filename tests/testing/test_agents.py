@@ -50,6 +50,7 @@ def test_a_replay_conforms() -> None:
     check_agent(lambda: ReplayAgent.from_mapping(recordings), settings=settings).raise_if_failed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["blocks", "generate"])
 def test_a_language_model_conforms(engine: Any) -> None:
     model, tokenizer = tiny_model(num_layers=1, hidden_size=32, max_position_embeddings=4096), tiny_tokenizer()

@@ -29,6 +29,7 @@ def forget() -> Any:
             leaked.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("can_save", [True, False])
 def test_a_sound_world_passes(can_save: bool) -> None:
     report = check_text_env(partial(make, Sound, can_save=can_save), settings=CheckSettings(num_resets=120))
@@ -36,6 +37,7 @@ def test_a_sound_world_passes(can_save: bool) -> None:
     assert report["new process"].status == "ok"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [Lamp, Trap])
 def test_sound_worlds_with_more_states_pass(world: type[CorridorWorld]) -> None:
     check_text_env(partial(make, world), settings=QUICK).raise_if_failed()
@@ -61,6 +63,7 @@ class LongPage(Sound):
         return f"{super()._look()} {40_000 * 'p'}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("can_save", [True, False])
 def test_a_world_of_one_step_passes_with_a_horizon_of_one(can_save: bool) -> None:
     def make_one() -> TextEnv:
@@ -69,10 +72,12 @@ def test_a_world_of_one_step_passes_with_a_horizon_of_one(can_save: bool) -> Non
     check_text_env(make_one, settings=QUICK).raise_if_failed()
 
 
+@pytest.mark.slow
 def test_a_long_page_is_no_echo() -> None:
     check_text_env(partial(make, LongPage), settings=QUICK).raise_if_failed()
 
 
+@pytest.mark.slow
 def test_a_score_may_fall_where_the_world_says_so() -> None:
     from tests.testing.planted import ScoreFalls
 
@@ -96,6 +101,7 @@ def one_of_each_check_is_quick() -> list[Any]:
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "check"), one_of_each_check_is_quick())
 def test_a_planted_fault_is_caught(world: type[CorridorWorld], check: str) -> None:
     # Some worlds change only after 150 starts.
@@ -106,6 +112,7 @@ def test_a_planted_fault_is_caught(world: type[CorridorWorld], check: str) -> No
         report.raise_if_failed()
 
 
+@pytest.mark.slow
 def test_the_kit_leaves_the_global_random_state_as_it_was() -> None:
     state = random.getstate()
     check_text_env(partial(make, Sound), settings=CheckSettings(num_resets=20, new_process=False))
@@ -117,17 +124,20 @@ def test_every_check_has_a_planted_fault() -> None:
     assert {check.name for check in CHECKS} == {check for _, check in FAULTS} | elsewhere
 
 
+@pytest.mark.slow
 def test_a_broken_way_to_another_process_is_caught() -> None:
     report = check_text_env(partial(make, NoSaving), settings=CheckSettings(num_resets=20))
     assert report["new process"].status == "failed"
 
 
+@pytest.mark.slow
 def test_texts_in_hash_order_are_caught_by_a_new_process() -> None:
     report = check_text_env(partial(make, HashOrder), settings=CheckSettings(num_resets=20))
     assert report["new process"].status == "failed"
     assert report["same actions"].status == "ok"
 
 
+@pytest.mark.slow
 def test_a_wrapper_that_drops_the_seed_is_caught() -> None:
     assert check_text_env(partial(make_dropping, Sound), settings=QUICK)["seed"].status == "failed"
 
@@ -139,6 +149,7 @@ def test_what_is_no_text_environment_is_said_so() -> None:
     assert "ZeroDivisionError" in broken["make"].detail
 
 
+@pytest.mark.slow
 def test_check_env_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check-env", "household"]) == 0
     assert "conforms" in capsys.readouterr().out

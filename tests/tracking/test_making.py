@@ -133,6 +133,7 @@ def test_wrong_settings_are_told_at_once(tmp_path: Path) -> None:
         make_tracker({"name": "wandb", "project": "p", "mode": "ofline"}, folder=tmp_path, settings={})
 
 
+@pytest.mark.slow
 def test_a_run_tells_metrics_of_each_phase_and_its_calibrations(tmp_path: Path) -> None:
     command = [*CONF, "env=corridor", "agent=stumbling", f"run_dir={tmp_path}"]
     assert main(["calibrate", *command]) == 0

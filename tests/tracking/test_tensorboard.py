@@ -43,6 +43,7 @@ def texts(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_holds_what_was_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     command = [*CONF, "env=corridor", "agent=stumbling", "logger=[tensorboard,jsonl]", f"run_dir={folder}"]

@@ -31,6 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Any:
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_a_run_holds_what_was_logged_and_continues_under_its_name(
     store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

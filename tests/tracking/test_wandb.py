@@ -100,6 +100,7 @@ def flat(events: list[dict[str, Any]]) -> list[dict[str, float]]:
     return made
 
 
+@pytest.mark.slow
 def test_a_run_is_one_wandb_run_that_holds_what_was_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     logger = ["logger=wandb", "logger.project=steca-test", "logger.tags=[first,corridor]", "logger.entity=me"]

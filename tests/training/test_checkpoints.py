@@ -65,6 +65,7 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_to_equal_weights_and_an_equal_report(fit: Fit, tmp_path: Path) -> None:
     whole = fit("whole")
     with pytest.raises(Killed):
@@ -100,6 +101,7 @@ def test_without_another_checkpoint_it_starts_again(fit: Fit, tmp_path: Path, na
     assert report.resumed_from_step == 0 and report.num_steps == 4
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_whole_but_cannot_be_loaded_is_passed_over(fit: Fit, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         fit(kill_after=2)

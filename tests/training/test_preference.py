@@ -155,6 +155,7 @@ def test_reference_log_probabilities_are_computed_once(
     assert (tmp_path / "out" / REFERENCE).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_to_equal_weights(fit: Fit) -> None:
     def killed(metrics: dict[str, float]) -> None:
         if metrics["step"] > 2:
@@ -169,6 +170,7 @@ def test_a_killed_training_resumes_to_equal_weights(fit: Fit) -> None:
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_adapters_and_checkpointing_of_activations(fit: Fit, base: Path) -> None:
     report = fit(lora_rank=2, lora_alpha=8, lora_target_modules=("q_proj", "v_proj"), learning_rate=3e-2)
     before, after = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (base, report.model))

@@ -122,6 +122,7 @@ def test_large_projections_in_parts_give_the_same_gradient(run: Run, monkeypatch
     assert same(whole.model, run("parts", max_steps=1).model, tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_scale_the_loss_and_zero_trains_nothing(
     run: Run, base: Path, samples: list[WeightedTrajectory]
 ) -> None:
@@ -131,6 +132,7 @@ def test_weights_scale_the_loss_and_zero_trains_nothing(
     assert same(run("nothing", nothing).model, base)
 
 
+@pytest.mark.slow
 def test_two_runs_give_equal_weights_and_another_seed_does_not(run: Run) -> None:
     first, second = run("first"), run("second")
     assert same(first.model, second.model)
@@ -193,6 +195,7 @@ def killer(at: int) -> Callable[[dict[str, float]], None]:
     return on_log
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
     changes = {"max_steps": 10, "save_every_steps": 3, "per_device_batch_size": 3}
     with pytest.raises(Killed):
@@ -247,6 +250,7 @@ def test_max_seconds_stops_and_still_saves(run: Run) -> None:
     AutoModelForCausalLM.from_pretrained(report.model)
 
 
+@pytest.mark.slow
 def test_bf16_and_auto(run: Run) -> None:
     assert run("bf16", precision="bf16").precision == "bf16"
     assert run("auto", precision="auto", max_steps=1).precision in ("bf16", "fp32")

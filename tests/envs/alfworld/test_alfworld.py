@@ -28,10 +28,12 @@ def env() -> TextEnv:
     return make_text_env(household, num_receptacles=5, num_objects=5)
 
 
+@pytest.mark.slow
 def test_it_conforms() -> None:
     check_text_env(partial(make_text_env, household)).raise_if_failed()
 
 
+@pytest.mark.slow
 def test_official_games_conform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STECA_CACHE", str(tmp_path))
     make = partial(make_text_env, alfworld, data=str(official_data()), split="valid_seen")

@@ -52,6 +52,7 @@ def test_household_games_play_alike_and_the_sped_up_real_engine_says_what_the_pl
     assert plain == quick[0]
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 @needs_reference
 def test_official_games_play_alike(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def spy(engine):
     return passes
 
 
+@pytest.mark.slow
 def test_rows_leave_and_enter_while_others_go_on():
     engine = engine_of(max_batch_size=3)
     passes = spy(engine)

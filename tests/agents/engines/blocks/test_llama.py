@@ -77,6 +77,7 @@ def read_in_pieces(model, rows, cuts):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -207,6 +208,7 @@ def ask(text, seed=0):
     )
 
 
+@pytest.mark.slow
 def test_greedily_token_for_token_alone_and_among_others():
     model = llama()
     together = agent_of(model, max_batch_size=5)
