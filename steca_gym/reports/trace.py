@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from steca_gym.buffer.decisions import Decision, Standing, standings, verify_trail
+from steca_gym.calibration.records import calibration_from_json
 from steca_gym.errors import CheckpointError, DataError
 from steca_gym.provenance import read_samples
 from steca_gym.reports.text import one_line
@@ -89,12 +90,12 @@ def trace_model(folder: Path) -> Trace:
     """Trace a model folder inside its run's.
 
     Raises:
-        CheckpointError: no record of the samples beside the weights.
-        DataError: no run around the model, or the audit trail was changed.
+        CheckpointError: the record of the samples beside the weights is damaged.
+        DataError: there is no such record, no run around the model, or the audit trail was changed.
     """
     note = read_samples(folder)
     if note is None:
-        raise CheckpointError(
+        raise DataError(
             f"{str(folder)!r} holds no samples.json: expected the folder of a model that a run's stage trained, e.g. "
             "runs/mine/model"
         )
@@ -113,12 +114,20 @@ def trace_model(folder: Path) -> Trace:
                 f"was trained ({head[:16]}): it was cut or exchanged; restore buffer.sqlite from a copy"
             )
         at = digests.index(head) + 1 if head else 0
-        made = {}
-        for result in buffer.iter_results():
-            for c in result.calibrations:
-                made[c.calibration_id] = c
-        by_sample = {s["calibration_id"]: s for s in note["samples"] if s.get("calibration_id")}
-        stale = _stale(entries, at, set(by_sample))
+        earlier = _stages_before(run, folder)
+        used = {s["calibration_id"] for s in note["samples"] if s.get("calibration_id")}
+        made, could_use = {}, set(used)
+        for phase in buffer.phases():
+            for result in buffer.iter_results(phase):
+                made.update({c.calibration_id: c for c in result.calibrations})
+                if phase in earlier:
+                    could_use.update(c.calibration_id for c in result.calibrations)
+        stale = _stale(entries, at, used, could_use)
+        # As it was when the model was trained: an edit changes the text and its author.
+        then = standings(entries[:at])
+        for calibration_id, standing in then.items():
+            if standing.edit is not None:
+                made[calibration_id] = calibration_from_json(standing.edit.after)
         samples = []
         for s in note["samples"]:
             found = made.get(s.get("calibration_id", ""))
@@ -145,19 +154,40 @@ def trace_model(folder: Path) -> Trace:
     )
 
 
-def _stale(entries: Sequence[Decision], at: int, used: set[str]) -> list[str]:
-    """Decisions after the training that change what it would use."""
+def _stages_before(run: RunFolder, folder: Path) -> list[str]:
+    """The stages that were done when the model's own stage began, in order."""
+    name, found = folder.resolve().name, []
+    for stage, record in run.record.stages.items():
+        if record.model is not None and str(record.model) == name:
+            return found
+        found.append(stage)
+    return []
+
+
+def _stale(entries: Sequence[Decision], at: int, used: set[str], could_use: set[str]) -> list[str]:
+    """Decisions after the training that change what it would use.
+
+    Args:
+        entries: the whole audit trail.
+        at: how many of them had been made when the model was trained.
+        used: the calibrations that it was trained on.
+        could_use: those that existed then; later ones, and those of a model trained before them, concern other models.
+    """
     before, now = standings(entries[:at]), standings(entries)
     found = []
-    for calibration_id in sorted({e.calibration_id for e in entries[at:]}):
+    for calibration_id in sorted({e.calibration_id for e in entries[at:]} & could_use):
         old, new = before.get(calibration_id, Standing()), now[calibration_id]
         last = next(e for e in reversed(entries) if e.calibration_id == calibration_id)
-        if new.word == "refused" and calibration_id in used:
-            found.append(f"{calibration_id}, which it was trained on, was refused by {last.who} at {last.at[:19]} UTC")
-        elif (old.edit and old.edit.digest) != (new.edit and new.edit.digest) and new.word != "refused":
-            found.append(f"{calibration_id} was changed by {last.who} at {last.at[:19]} UTC")
-        elif old.word == "refused" and new.word != "refused":
-            found.append(f"{calibration_id}, which it was not trained on, is no longer refused ({last.who})")
+        by = f"by {last.who} at {last.at[:19]} UTC"
+        if new.word == "refused":
+            if calibration_id in used:
+                found.append(f"{calibration_id}, which it was trained on, was refused {by}")
+        elif (old.edit and old.edit.digest) != (new.edit and new.edit.digest):
+            found.append(f"{calibration_id} was changed {by}")
+        elif calibration_id not in used and old.word == "refused":
+            found.append(f"{calibration_id}, which it was not trained on, is no longer refused (changed {by})")
+        elif calibration_id not in used and old.edit is not None and new.word == "approved":
+            found.append(f"{calibration_id}, which it was not trained on, was approved {by}")
     return found
 
 

@@ -8,6 +8,7 @@ import pytest
 from steca_gym.buffer import CalibrationBuffer
 from steca_gym.calibration.records import Reflection
 from steca_gym.cli import main
+from steca_gym.reports.trace import stale_models
 from steca_gym.runs import RunFolder
 from tests.methods.playing import SMALL, play
 from tests.runs.test_runner import CONF
@@ -64,7 +65,10 @@ def test_training_waits_says_for_what_and_continues(calibrated, capsys):
     by_id = {s["calibration_id"]: s for s in traced["samples"] if s["calibration_id"]}
     assert set(by_id) == set(accepted[1:])
     assert [d["decision"] for d in by_id[accepted[1]]["decisions"]] == ["approved", "edited", "approved"]
+    assert by_id[accepted[1]]["reflection_source"] == "person:Ben"  # as the review's page says, too
     assert traced["stale"] == [] and len(traced["trail_at_training"]) == 64 and traced["base"] == "warm-up"
+    # The warm-up was trained before there was anything to decide: no decision makes it stale.
+    assert main(["trace", str(folder / "warm-up")]) == 0
     # A refusal after the training makes the model stale, and nothing else does.
     with CalibrationBuffer(folder / "buffer.sqlite") as buffer:
         buffer.decide(accepted[1], "approved", who="Cleo", why="again")
@@ -73,6 +77,7 @@ def test_training_waits_says_for_what_and_continues(calibrated, capsys):
     capsys.readouterr()
     assert main(["trace", str(folder / "model")]) == 6
     assert f"STALE: {accepted[1]}, which it was trained on, was refused by Cleo" in capsys.readouterr().out
+    assert [line.split(":")[0] for line in stale_models(RunFolder(folder))] == ["model"]
 
 
 @pytest.mark.slow
@@ -104,6 +109,12 @@ def test_an_own_edit_is_left_out_until_another_person_approves_it(calibrated, ca
     assert "1 edited corrections wait for a second person" in capsys.readouterr().err
     result = RunFolder(folder).record.stages["train"].result
     assert result.get("num_calibrated", 0) + result.get("num_fatal", 0) == len(others)
+    assert main(["trace", str(folder / "model")]) == 0
+    with CalibrationBuffer(folder / "buffer.sqlite") as buffer:
+        buffer.decide(first.calibration_id, "approved", who="Ben", why="")
+    capsys.readouterr()
+    assert main(["trace", str(folder / "model")]) == 6
+    assert f"STALE: {first.calibration_id}, which it was not trained on, was approved by Ben" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
