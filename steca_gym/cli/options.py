@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from steca_gym.errors import ConfigError, UnknownNameError
+from steca_gym.errors import ConfigError, DataError, UnknownNameError
 
 CONFIG_DIR = ("--config-dir", "-cd")
 
@@ -90,3 +90,13 @@ def whole_number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
         raise ConfigError(f"{name} must be a whole number >= 1, got {text!r}")
     return int(text)
+
+
+def check_target(text: str) -> None:
+    """Refuse a value of ``to=`` that names no file in an existing folder; raises ConfigError or DataError."""
+    target = Path(text)
+    if not text or target.is_dir():
+        what = "a folder" if text else "empty"
+        raise ConfigError(f"to={text!r} is {what}; give a file, e.g. to={str(target / 'report.html')!r}")
+    if not target.parent.is_dir():
+        raise DataError(f"to={text!r}: there is no folder {str(target.parent)!r}; make it first, or correct the path")

@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from steca_gym.cli.options import read_options
+from steca_gym.cli.options import check_target, read_options
 from steca_gym.errors import ConfigError, DataError
 
 
@@ -40,9 +40,9 @@ def main(args: list[str]) -> int:
         if not hasattr(report, "prices"):
             raise ConfigError(f"form={given['form']!r} shows no money; leave prices= out, or take form=html")
         cast(Any, report).prices = read_prices(Path(given["prices"]))
+    if given["to"] is not None:
+        check_target(given["to"])
     page = report.render(runs)
     target = Path(given["to"] or Path(paths[0]) / f"report{page.suffix}")
-    if target.is_dir():
-        raise ConfigError(f"to={str(target)!r} is a folder; give a file, e.g. to={str(target / 'report.html')!r}")
     print(page.write(target))
     return 0

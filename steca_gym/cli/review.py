@@ -34,9 +34,11 @@ def main(args: list[str]) -> int:
     given, paths = read_options("review", args, {"as": None, "port": "0"}, positional=True)
     if len(paths) != 1:
         raise ConfigError(f"review takes one run, got {len(paths)}; e.g. `steca review runs/mine`")
-    names = [n.strip() for n in (given["as"] or _user()).split(",")]
+    names = [n.strip() for n in (_user() if given["as"] is None else given["as"]).split(",")]
     if not all(names) or len(set(names)) != len(names) or not all(len(n) <= 80 and n.isprintable() for n in names):
-        raise ConfigError(f"as= takes names that differ, separated by commas, got {given['as']!r}; e.g. as=anna,ben")
+        raise ConfigError(
+            f"as= takes names that differ, at least one, separated by commas, got {given['as']!r}; e.g. as=anna,ben"
+        )
     run = RunFolder(paths[0])
     run.check_trusted()
     path = run.path / "buffer.sqlite"

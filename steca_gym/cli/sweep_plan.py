@@ -80,7 +80,7 @@ class SweepPlan:
             each = ("?", "?") if known is None else (f"{known.seconds:,.0f}", f"{known.num_tokens:,.0f}")
             rows.append((stage, str(needed), str(len(self.keys[stage])), str(done), str(left), *each))
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = [f"{self.num_runs} runs"]
+        lines = [f"{self.num_runs} run{'' if self.num_runs == 1 else 's'}"]
         lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         if unknown and not num_known:
             return "\n".join([*lines, "time and tokens: not known, no run with these stages is finished; see like="])

@@ -268,8 +268,17 @@ def advice(
             f"The stage {next(iter(record.unfinished))} was begun and not finished. Go on with "
             f"`steca run run={run.path}`."
         )
-    trained = any(s.model for s in record.stages.values())
-    if found.get("num_accepted") and not trained:
+    stages = list(record.stages.values())
+    last = max((i for i, s in enumerate(stages) if "num_deviated" in s.result), default=0)
+    trained = any(s.model for s in stages[last:])
+    waiting = sum(row["waiting"] for row in rows)
+    if waiting:
+        steps.insert(
+            0,
+            f"{waiting} {'correction waits' if waiting == 1 else 'corrections wait'} for a person's decision: "
+            f"`steca review {run.path}`, then `steca run run={run.path}`.",
+        )
+    elif found.get("num_accepted") and not trained:
         steps.append(
             f"{found['num_accepted']} calibrations are ready and no model was trained on them: read some of them under "
             f"Trajectories, then `steca train run={run.path}`."

@@ -94,23 +94,36 @@ def _trajectory(row: JSON, detail: JSON) -> Iterator[str]:
 
 def turn_lines(row: JSON, turn: JSON, value: JSON | None) -> Iterator[str]:
     """A turn, the world's answer, and what the agent did instead."""
-    mark = "  <- went wrong here" if turn["t"] == row["lost"] else ""
+    fatal = value is not None and value["verdict"] == "fatal"
+    mark = ("  <- fatal mistake here" if fatal else "  <- went wrong here") if turn["t"] == row["lost"] else ""
     yield f"{turn['t'] + 1:>4}  {one_line(turn['action'])}{mark}"
     yield from _indented(turn["observation"])
     if value is not None and value["verdict"] != "same_action":
         yield f"      agent instead: {one_line(value['agent_action'])} ({value['verdict']}{_fall(value)})"
 
 
+def kind_of(card: JSON) -> str:
+    """The state of a calibration and what kind of mistake it corrects: "accepted, fatal, repaired"."""
+    verdict = "" if card["value"] is None else card["value"]["verdict"]
+    kinds = [card["status"]]
+    kinds += ["fatal"] if "fatal" in (verdict, card["kind"]) else []
+    kinds += ["repaired"] if card["repaired"] else []
+    return ", ".join([*kinds, *(["edited"] if card["edited_by"] else [])])
+
+
 def calibration_lines(card: JSON) -> Iterator[str]:
     """A calibration with its reason and decisions."""
-    yield f"calibration {visible(card['id'])} at step {card['step'] + 1}: {card['status']}, {card['kind']}"
+    yield f"calibration {visible(card['id'])} at step {card['step'] + 1}: {kind_of(card)}"
     yield f"  wrong       {one_line(card['wrong']['action'])}"
     yield f"  right       {one_line(card['expert_action'])}"
+    if card["demonstrated"]:
+        yield f"  in its place the demonstration has {one_line(card['demonstrated'])}"
     if card["reflection"]:
         yield f"  reflection  {one_line(card['reflection'], 1000)} ({visible(card['reflection_source'])})"
     if card["reason"]:
         yield f"  reason      {one_line(card['reason'], 1000)}"
-    yield f"  weight      {card['weight']:g}"
+    held_back = {"waiting": " (it waits for a decision)", "refused": " (a person refused it)"}
+    yield f"  weight      {card['weight']:g}{held_back.get(card['state'], '')}"
     for made in card["decisions"]:
         yield f"  decision    {made['decision']} by {one_line(made['who'])}: {one_line(made['why'])}"
 

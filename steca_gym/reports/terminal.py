@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from steca_gym.errors import ConfigError
 from steca_gym.reports.data import ReportData
-from steca_gym.reports.plain import calibration_lines, run_lines, turn_lines
+from steca_gym.reports.plain import calibration_lines, kind_of, run_lines, turn_lines
 from steca_gym.reports.text import one_line, visible
 
 try:
@@ -46,7 +46,7 @@ class InspectApp(App[None]):
         Binding("slash", "search", "Search"),
         Binding("left", "step(-1)", "Step back", priority=True),
         Binding("right", "step(1)", "Step", priority=True),
-        Binding("d", "deviation", "Where it went wrong"),
+        Binding("d", "deviation", "The mistake"),
         Binding("a", "all_steps", "All steps"),
         Binding("r", "show('runs')", "Runs"),
         Binding("t", "show('trajectories')", "Trajectories"),
@@ -97,7 +97,7 @@ class InspectApp(App[None]):
             if all(word in " ".join(cells).casefold() for word in words):
                 listed.add_row(*(Text(one_line(cell, 60)) for cell in cells), key=str(index))
                 for number, card in enumerate(detail["calibrations"]):
-                    shown = (card["status"], str(card["step"] + 1), card["wrong"]["action"], card["expert_action"])
+                    shown = (kind_of(card), str(card["step"] + 1), card["wrong"]["action"], card["expert_action"])
                     line = (*shown, card["decision"], row["task"])
                     cards.add_row(*(Text(one_line(cell, 60)) for cell in line), key=f"{index}/{number}")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from steca_gym.buffer.decisions import Decision, Standing, standings, verify_trail
-from steca_gym.calibration.records import calibration_from_json
 from steca_gym.errors import CheckpointError, DataError
 from steca_gym.provenance import read_samples
 from steca_gym.reports.text import one_line
+from steca_gym.review.policy import effective
 from steca_gym.runs.folder import RunFolder, is_run
 
 
@@ -125,9 +125,7 @@ def trace_model(folder: Path) -> Trace:
         stale = _stale(entries, at, used, could_use)
         # As it was when the model was trained: an edit changes the text and its author.
         then = standings(entries[:at])
-        for calibration_id, standing in then.items():
-            if standing.edit is not None:
-                made[calibration_id] = calibration_from_json(standing.edit.after)
+        made = {key: effective(c, then.get(key)) for key, c in made.items()}
         samples = []
         for s in note["samples"]:
             found = made.get(s.get("calibration_id", ""))
@@ -156,7 +154,8 @@ def trace_model(folder: Path) -> Trace:
 
 def _stages_before(run: RunFolder, folder: Path) -> list[str]:
     """The stages that were done when the model's own stage began, in order."""
-    name, found = folder.resolve().name, []
+    name = folder.resolve().name
+    found: list[str] = []
     for stage, record in run.record.stages.items():
         if record.model is not None and str(record.model) == name:
             return found

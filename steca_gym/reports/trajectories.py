@@ -17,6 +17,8 @@ from steca_gym.calibration.weights import WeightSettings, calibration_weight
 from steca_gym.distances import Encoder, HashEncoder, dndtw_path
 from steca_gym.errors import ConfigError
 from steca_gym.reports.text import one_line
+from steca_gym.review.config import ReviewConfig
+from steca_gym.review.policy import effective, standing_of
 from steca_gym.runs.folder import RunFolder
 from steca_gym.settings import read_settings
 from steca_gym.step_rewards.values import Estimate
@@ -49,6 +51,7 @@ class _Reader:
         settings = run.record.settings
         self.encoder, self.encoder_note = _encoder(settings.get("encoder"))
         self.weights = _weights(settings.get("method"))
+        self.review = _review(settings.get("review"))
         self.standings = buffer.standings()
         self.decisions: dict[str, list[Decision]] = {}
         for decision in buffer.decisions():
@@ -97,6 +100,7 @@ class _Reader:
             "verb": "" if lost is None else verb(lost.agent_action),
             "calibration": "accepted" if any(c["status"] == "accepted" for c in cards) else "refused" if cards else "",
             "decision": next((c["decision"] for c in cards if c["decision"]), ""),
+            "waiting": sum(c["state"] == "waiting" for c in cards),
             "error": one_line(result.error),
         }
         detail = {
@@ -122,6 +126,7 @@ class _Reader:
             "verb": "" if lost is None else verb(t.steps[lost].action),
             "calibration": "",
             "decision": "",
+            "waiting": 0,
             "error": one_line(t.error),
         }
         return row, {**_whole(t), "values": [], "calibrations": [], "error": t.error}
@@ -140,13 +145,17 @@ class _Reader:
         }
 
     def _card(self, c: Calibration) -> JSON:
-        """A calibration with its evidence."""
+        """A calibration with its evidence, as the last edit made it."""
+        standing = self.standings.get(c.calibration_id)
+        state = standing_of(c.calibration_id, c.status, self.standings, self.review)
+        c = effective(c, standing)
         failed = c.failed_continuation
         right, wrong = compared_actions(c, self.weights)
         alignment = align(right, wrong, self.encoder) if right and wrong and c.status == "accepted" else None
         used = ("fatal" if c.kind == "fatal" else "calibrated") in self.weights.kinds
         weight = 0.0
-        if alignment is not None and used:
+        value = next((_value(v) for v in c.verdicts if v.step == c.step), None)
+        if alignment is not None and used and state in ("approved", "free"):
             weight = round(calibration_weight(alignment["distance"], self.weights), 4)
         return {
             "id": c.calibration_id,
@@ -157,9 +166,10 @@ class _Reader:
             "reason": c.reason,
             "wrong": _turn(c.deviated, c.step),
             "expert_action": c.expert_action,
+            "demonstrated": _demonstrated(c, value),
             "reflection": c.reflection.text,
             "reflection_source": c.reflection.source,
-            "value": next((_value(v) for v in c.verdicts if v.step == c.step), None),
+            "value": value,
             "corrected": [_turn(s, i) for i, s in enumerate(c.trajectory.steps) if i >= c.step],
             "won": c.trajectory.won,
             "score": c.trajectory.score,
@@ -167,12 +177,20 @@ class _Reader:
             "alignment": alignment,
             "encoder": self.encoder_note,
             "weight": weight,
-            "decision": self.standings[c.calibration_id].word if c.calibration_id in self.standings else "",
+            "state": state,
+            "edited_by": "" if standing is None or standing.edit is None else standing.edit.who,
+            "decision": "" if standing is None else standing.word,
             "decisions": [
                 {"decision": d.decision, "who": d.who, "why": d.why, "at": d.at}
                 for d in self.decisions.get(c.calibration_id, ())
             ],
         }
+
+
+def _demonstrated(c: Calibration, value: JSON | None) -> str:
+    """The demonstration's action at the step, where another one is taught (a repair's, an edit's, the agent's own)."""
+    shown = "" if value is None else str(value["expert_action"])
+    return "" if shown == c.expert_action else shown
 
 
 def compared_actions(c: Calibration, weights: WeightSettings) -> tuple[Sequence[str], Sequence[str]]:
@@ -194,6 +212,16 @@ def _weights(method: Any) -> WeightSettings:
         return read_settings(WeightSettings, raw, where="method.weights")
     except ConfigError:  # a run of an earlier version
         return WeightSettings()
+
+
+def _review(raw: Any) -> ReviewConfig:
+    """The run's rules for reviews; the defaults where it has none."""
+    if not isinstance(raw, Mapping):
+        return ReviewConfig()
+    try:
+        return read_settings(ReviewConfig, raw, where="review")
+    except ConfigError:  # a run of an earlier version
+        return ReviewConfig()
 
 
 def where_lost(t: Trajectory, expert: Trajectory | None) -> tuple[int | None, str]:

@@ -40,18 +40,19 @@ def waiting(
     return ids, needed
 
 
+def effective(calibration: Calibration, standing: Standing | None) -> Calibration:
+    """A calibration as its last edit made it."""
+    return calibration if standing is None or standing.edit is None else calibration_from_json(standing.edit.after)
+
+
 def effective_results(results: Iterable[ExpertResult], standings: Mapping[str, Standing]) -> list[ExpertResult]:
     """Results with each calibration as its last edit made it; refused ones are left out."""
     found = []
     for result in results:
-        kept = [_effective(c, standings.get(c.calibration_id)) for c in result.calibrations]
-        found.append(replace(result, calibrations=tuple(c for c in kept if c is not None)))
+        kept = [
+            effective(c, standing)
+            for c, standing in ((c, standings.get(c.calibration_id)) for c in result.calibrations)
+            if standing is None or standing.word != "refused"
+        ]
+        found.append(replace(result, calibrations=tuple(kept)))
     return found
-
-
-def _effective(calibration: Calibration, standing: Standing | None) -> Calibration | None:
-    if standing is None:
-        return calibration
-    if standing.word == "refused":
-        return None
-    return calibration if standing.edit is None else calibration_from_json(standing.edit.after)

@@ -24,7 +24,7 @@ def test_the_file_goes_into_the_run(tmp_path, capsys):
 def test_several_runs_and_roots_each_once(tmp_path):
     make_run(tmp_path / "all" / "a")
     make_run(tmp_path / "all" / "b", method="sft")
-    target = tmp_path / "new" / "out.txt"
+    target = tmp_path / "out.txt"
     form = "form=tests.cli.test_report:Names"
     assert main(["report", str(tmp_path / "all"), str(tmp_path / "all" / "a"), f"to={target}", form]) == 0
     assert target.read_text() == "a b"
@@ -35,6 +35,8 @@ def test_several_runs_and_roots_each_once(tmp_path):
     [
         ([], 2, "report needs a run"),
         (["{run}", "to={run}"], 2, "is a folder"),
+        (["{run}", "to="], 2, "is empty"),
+        (["{run}", "to={run}/no/such/page.html"], 3, "there is no folder"),
         (["{run}", "form=htlm"], 2, "did you mean 'html'"),
         (["{run}", "form=pathlib:Path"], 2, "expected a class with render(runs)"),
         (["{run}", "too=x"], 2, "did you mean 'to'"),
@@ -46,3 +48,4 @@ def test_bad_arguments_get_one_line(tmp_path, capsys, args, code, said):
     assert main(["report", *(a.format(run=run) for a in args)]) == code
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+    assert not (run / "no").exists()

@@ -1,5 +1,6 @@
 """What a report shows, as data: where trajectories are lost, results over seeds, comparisons, advice."""
 
+import dataclasses
 import fcntl
 import json
 import shutil
@@ -7,6 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
+from steca_gym.buffer import CalibrationBuffer
+from steca_gym.calibration.records import Reflection
 from steca_gym.distances import HashEncoder, dndtw
 from steca_gym.errors import DataError, StecaError
 from steca_gym.reports.data import flat, report_data
@@ -79,6 +82,49 @@ def test_a_card_holds_its_evidence(tmp_path):
     assert [t["action"] for t in card["failed"]] == ["wait", "jump again"]
     assert cards["c-0"]["decisions"][0]["why"].strip() == "not this one"
     assert cards["c-2"]["weight"] == 0 and cards["c-2"]["alignment"] is None
+
+
+def test_what_waits_for_a_person_trains_nothing_and_is_the_next_step(tmp_path):
+    folder = make_run(tmp_path / "run", num=4)  # c-0 is refused by Ann, c-2 by its execution
+    record = json.loads((folder / "run.json").read_text())
+    record["settings"]["review"] = {"mode": "required", "own_edits": "allowed"}
+    (folder / "run.json").write_text(json.dumps(record))
+
+    def seen():
+        data = report_data([RunFolder(folder)])
+        return {c["id"]: c for d in data.details for c in d["calibrations"]}, data.summary["runs"][0]["next"]
+
+    cards, following = seen()
+    assert {k: (c["state"], c["weight"] > 0) for k, c in cards.items()} == {
+        "c-0": ("refused", False),
+        "c-1": ("waiting", False),
+        "c-2": ("free", False),
+        "c-3": ("waiting", False),
+    }
+    assert following[0].startswith("2 corrections wait for a person's decision: `steca review ")
+    with CalibrationBuffer(folder / "buffer.sqlite") as buffer:
+        buffer.decide("c-1", "approved", who="Ben", why="")
+        changed = dataclasses.replace(
+            buffer.calibration("c-3"), reflection=Reflection(text="Mine.", source="person:Cleo"), expert_action="run"
+        )
+        buffer.edit(changed, who="Cleo", why="")
+    cards, following = seen()
+    assert cards["c-1"]["state"] == "approved" and cards["c-1"]["weight"] > 0
+    assert following[0].startswith("1 correction waits for a person's decision")
+    # The text, its author and the action are those of the edit; what the demonstration has is named beside it.
+    edited = cards["c-3"]
+    assert (edited["reflection"], edited["reflection_source"], edited["edited_by"]) == ("Mine.", "person:Cleo", "Cleo")
+    assert (edited["expert_action"], edited["demonstrated"]) == ("run", "go to room 3")
+    assert cards["c-1"]["demonstrated"] == ""
+
+
+def test_calibrations_without_a_model_of_theirs_ask_for_the_training(tmp_path):
+    folder = make_run(tmp_path / "run", num=4)
+    record = json.loads((folder / "run.json").read_text())
+    warm_up = {**record["stages"]["demonstrations"], "name": "warm-up", "result": {"model": "warm-up"}}
+    record["stages"] = {"warm-up": warm_up, **record["stages"]}
+    (folder / "run.json").write_text(json.dumps(record))
+    assert "no model was trained on them" in report_data([RunFolder(folder)]).summary["runs"][0]["next"][0]
 
 
 def test_runs_are_aggregated_over_seeds_and_compared_on_the_same_games(tmp_path):

@@ -140,6 +140,8 @@ def test_bad_input_is_one_line(args, line, capsys):
     [
         (["as=a,a"], "names that differ"),
         (["as=a,"], "names that differ"),
+        (["as="], "at least one"),
+        (["as= "], "at least one"),
         (["port=x"], "port must be"),
         (["port=70000"], "port"),
     ],

@@ -40,7 +40,7 @@ const KINDS = { explored: "explored demonstration", expert: "demonstration", own
 const kindName = (k) => KINDS[k] || k;
 const VERDICTS = { deviated: "went wrong", fatal: "fatal", kept: "no clear fall", tie: "tie", undecided: "undecided", same_action: "same action" };
 const verdictName = (v) => (v.verdict === "kept" && v.note.includes("won anyway") ? "won anyway" : VERDICTS[v.verdict] || v.verdict);
-const FATAL = { ended: "It ended the episode.", unwinnable: "The world says that the task cannot be won any more.", lost: "Every continuation after it was lost." };
+const FATAL = { ended: "It ended the episode.", unwinnable: "The world says that the task cannot be won any more.", lost: "Every continuation of the agent's own after it was lost." };
 const LOST_BY = { values: "step at which the values fell", demonstration: "first action that is not the demonstration's", refused: "first action that the world refused", end: "last step" };
 
 /* A text that may be long: the beginning, and a button for all of it. */
@@ -266,8 +266,9 @@ const dotLegend = (color, text) => h("span", {}, Object.assign(h("i"), { style: 
 function inWords(c) {
   const last = c.decisions.findLast((x) => x.decision === c.decision);
   if (c.status !== "accepted") return `The correction was refused: ${cut(c.reason, 200)}. `;
-  const use = last && c.decision === "refused" ? `, but ${last.who} refused it` : c.weight ? "; it is used in training" : "; this run does not train on it";
-  return (c.kind === "fatal" ? "Nothing can follow this action, so the right one is taught in the state before it" : "A correction was executed and reached success") + use + ". ";
+  const use = last && c.decision === "refused" ? `, but ${last.who} refused it` : c.state === "waiting" ? "; it trains nothing until a person has decided on it (steca review)" : c.weight ? "; it is used in training" : "; this run does not train on it";
+  const instead = c.demonstrated ? ` What is taught is "${cut(c.expert_action, 80)}"; the demonstration does not fit after the agent's action.` : "";
+  return (c.kind === "fatal" ? "Nothing can follow this action, so the right one is taught in the state before it" : "A correction was executed and reached success") + use + "." + instead + " ";
 }
 
 function verdict(r, d, v) {
@@ -301,17 +302,17 @@ function turn(turn, v, t, lost, pick) {
 }
 
 function card(c, d, r) {
-  const n = d.calibrations.indexOf(c), v = c.value, last = c.decision ? c.decisions.findLast((x) => x.decision === c.decision) : null, edited = c.decisions.some((x) => x.decision === "edited");
+  const n = d.calibrations.indexOf(c), v = c.value, last = c.decision ? c.decisions.findLast((x) => x.decision === c.decision) : null;
   const steps = (list) => h("ol", { start: list.length ? list[0].t + 1 : 1 }, list.map((s) => h("li", {}, h("code", { class: "act txt" }, cut(s.action, 200)), s.thought ? longText(s.thought, { class: "thought muted" }, 240) : null, s.observation ? longText(s.observation, { class: "obs muted small" }, 200) : null)));
   return h("article", { class: "card", id: "c-" + c.id, "aria-label": "Calibration" },
-    h("h3", {}, `Calibration at step ${c.step + 1}`, tag(c.status === "accepted" ? "accepted" : "refused", c.status === "accepted" ? "good" : "bad"), c.repaired ? tag("repaired", "warn") : "", c.kind === "fatal" ? tag("fatal", "bad") : "", last ? tag(`${last.decision} by ${last.who}`, last.decision === "approved" ? "good" : "bad") : tag("no decision yet"), edited ? tag("edited, see the decisions", "warn") : ""),
+    h("h3", {}, `Calibration at step ${c.step + 1}`, tag(c.status === "accepted" ? "accepted" : "refused", c.status === "accepted" ? "good" : "bad"), c.repaired ? tag("repaired", "warn") : "", c.kind === "fatal" ? tag("fatal", "bad") : "", last ? tag(`${last.decision} by ${last.who}`, last.decision === "approved" ? "good" : "bad") : tag(c.state === "waiting" ? "waits for a decision" : "no decision yet", c.state === "waiting" ? "warn" : ""), c.edited_by ? tag("edited by " + c.edited_by, "warn") : ""),
     h("div", { class: "grid2" },
       h("div", {}, h("h4", {}, "Wrong action"), h("div", {}, h("code", { class: "act txt" }, cut(c.wrong.action, 400))), c.wrong.thought ? longText(c.wrong.thought, { class: "thought muted" }, 300) : null, longText(c.wrong.observation || "", { class: "obs muted" }, 300)),
-      h("div", {}, h("h4", {}, "Right action"), h("div", {}, h("code", { class: "act txt" }, cut(c.expert_action, 400)))),
+      h("div", {}, h("h4", {}, "Right action"), h("div", {}, h("code", { class: "act txt" }, cut(c.expert_action, 400))), c.demonstrated ? h("div", { class: "muted small" }, "The demonstration has ", act(c.demonstrated), " in the state before.") : null),
       h("div", {}, h("h4", {}, "Reflection", c.reflection ? `, written by ${c.reflection_source}` : ""), c.reflection ? h("blockquote", { class: "quote" }, longText(c.reflection, {}, 800)) : h("p", { class: "muted" }, "none: nothing is trained on it")),
       h("div", {}, h("h4", {}, "Samples"), v ? [h("div", {}, h("span", { class: "who expert" }, "before it ", dots(v.before)), valueText(v.before)), h("div", {}, h("span", { class: "who agent" }, "after it ", dots(v.agent)), valueText(v.agent)), h("div", { class: "muted small" }, `verdict: ${verdictName(v)}${v.note ? "; " + v.note : ""}. ● won, ○ lost; in brackets the interval at the estimator's stated level.`)] : h("p", { class: "muted" }, "none"))),
     h("h4", {}, "Execution"), h("p", {}, c.kind === "fatal" ? "Nothing can follow the wrong action, so the right one is taught in the state before it. " : c.status === "accepted" ? (c.repaired ? "The corrected trajectory was repaired and then reached success. " : "The corrected trajectory was executed and reached success. ") : "The corrected trajectory was executed and refused. ", c.reason ? h("span", { class: "txt" }, (c.repaired ? "Why it was repaired: " : "Reason: ") + c.reason + ".") : ""),
-    h("h4", {}, "Weight in training"), h("p", {}, c.weight && c.alignment ? `${c.weight} (1 + w · dnDTW, dnDTW = ${c.alignment.distance}): the farther off course the agent was, the more the correction counts.` : `${c.weight}: it trains nothing.`, c.encoder && c.alignment ? h("span", { class: "muted" }, " " + c.encoder + ".") : ""),
+    h("h4", {}, "Weight in training"), h("p", {}, c.weight && c.alignment ? `${c.weight} (1 + w · dnDTW, dnDTW = ${c.alignment.distance}): the farther off course the agent was, the more the correction counts.` : c.state === "waiting" ? "0: it waits for a person's decision." : c.state === "refused" ? "0: a person refused it." : `${c.weight}: it trains nothing.`, c.encoder && c.alignment ? h("span", { class: "muted" }, " " + c.encoder + ".") : ""),
     c.alignment && c.alignment.cost && c.alignment.path.length > 1 ? h("details", { open: true }, h("summary", {}, "dnDTW alignment of the right actions with the agent's"), h("div", { class: "chart", "data-alignment": n })) : null,
     h("details", {}, h("summary", {}, `History: the ${many(c.step, "step")} before`), steps(d.turns.slice(0, c.step))),
     h("div", { class: "grid2" },
