@@ -9,6 +9,7 @@ agents.register("replay", "steca_gym.agents.scripted:ReplayAgent")
 agents.register("human", "steca_gym.agents.human:HumanAgent")
 agents.register("imported", "steca_gym.agents.scripted:ImportedAgent")
 agents.register("transformers", "steca_gym.agents.transformers:TransformersAgent")
+agents.register("vllm", "steca_gym.agents.vllm:VLLMAgent")
 agents.register("openai", "steca_gym.agents.openai:OpenAIAgent")
 
 reflectors.register("openai", "steca_gym.agents.openai:OpenAIReflector")

@@ -11,15 +11,17 @@ from omegaconf import OmegaConf
 
 from steca_gym.calibration import preset_from_config
 from steca_gym.cli.composing import compose
-from steca_gym.errors import UnknownNameError
+from steca_gym.errors import ConfigError, UnknownNameError
 from steca_gym.methods import make_method
+from steca_gym.methods.context import LoRAConfig
+from steca_gym.methods.stages import train_settings
 from steca_gym.runs.context import read_config
 from steca_gym.runs.planning import check_settings, plan
 from steca_gym.training import TrainSettings
 
 ROOT = Path(steca_gym.conf.__file__).parent
-# `training` is not chosen by itself: an agent takes it twice.
-CHOICES = sorted((f.parent.name, f.stem) for f in ROOT.glob("*/*.yaml") if f.parent.name != "training")
+# An agent takes these two; they are not chosen by themselves.
+CHOICES = sorted((f.parent.name, f.stem) for f in ROOT.glob("*/*.yaml") if f.parent.name not in ("training", "lora"))
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
@@ -49,6 +51,33 @@ def test_every_training_setting_is_in_the_configuration() -> None:
 def test_a_misspelt_setting_is_found_before_anything_is_played() -> None:
     config, _ = read_config(compose(["method=sft", "++agent.train.lora_rnak=4"]))
     with pytest.raises(UnknownNameError, match="'agent.train.lora_rnak'; did you mean 'agent.train.lora_rank'"):
+        check_settings(plan(make_method(config.method), config), config)
+
+
+def test_adapters_are_set_once_for_all_trainings() -> None:
+    listed = OmegaConf.to_container(OmegaConf.load(ROOT / "lora" / "default.yaml"))
+    assert listed == dataclasses.asdict(LoRAConfig())
+    config, _ = read_config(compose(["method=sft", "agent.lora.rank=4", "agent.lora.target_modules=[q_proj]"]))
+    for which in ("warm_up", "train"):
+        settings = train_settings(config, which)
+        assert (settings.lora_rank, settings.lora_alpha, settings.lora_target_modules) == (4, None, ("q_proj",))
+    plain, _ = read_config(compose(["method=sft", "agent.train.lora_rank=8"]))
+    assert [train_settings(plain, which).lora_rank for which in ("warm_up", "train")] == [None, 8]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["agent.lora.rank=4", "agent.train.lora_rank=8"], "agent.train.lora_rank=8 and agent.lora.rank=4: set one"),
+        (["agent.lora.alpha=4"], "no effect without agent.lora.rank"),
+        (["agent.lora.rank=0"], "lora_rank"),
+        (["agent.lora.rank=4", "agent.lora.dropout=1.0"], "lora_dropout"),
+        (["agent.lora.rank=4", "method=grpo"], "online methods train all weights"),
+    ],
+)
+def test_adapters_that_cannot_work_are_refused(overrides: list[str], line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        config, _ = read_config(compose(["method=sft", *overrides]))
         check_settings(plan(make_method(config.method), config), config)
 
 

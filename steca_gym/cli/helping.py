@@ -71,8 +71,10 @@ def _comments(folders: Sequence[str], chosen: dict[str, str]) -> dict[str, str]:
         inside = _file_comments(file)
         if (package := _PACKAGE.match(file.read_text(encoding="utf-8"))) is not None:
             group = package[1]
-        if group == "training":
-            for stage in ("warm_up", "train"):
+        # Groups that an agent takes under keys of its own.
+        taken = {"training": ("warm_up", "train"), "lora": ("lora",)}.get(group, ())
+        if taken:
+            for stage in taken:
                 found.update({f"agent.{stage}.{k}": c for k, c in inside.items()})
         for key, comment in inside.items():
             found.setdefault(f"{group}.{key}" if group else key, comment)

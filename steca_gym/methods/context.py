@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -92,6 +92,37 @@ class EnvConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) in every training of a run, merged at the end of each."""
+
+    rank: int | None = None
+    """rank of the adapters, >= 1; None: all weights are trained"""
+    alpha: float | None = None
+    """scale of the adapters, > 0; None: twice the rank"""
+    dropout: float = 0.0
+    """dropout in front of the adapters, in [0, 1)"""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """names of the modules that get adapters, or "all-linear": every linear layer but the output embedding"""
+
+    def __post_init__(self) -> None:
+        """Refuse settings without an effect; the training's settings check the ranges."""
+        if self.rank is None and any(getattr(self, f.name) != f.default for f in fields(self)):
+            raise ConfigError("agent.lora.alpha, dropout and target_modules have no effect without agent.lora.rank")
+
+    def added_to(self, training: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+        """The settings of a training with these adapters; raises ConfigError where it names others itself."""
+        if self.rank is None:
+            return training
+        mine = {f"lora_{f.name}": getattr(self, f.name) for f in fields(self)}
+        own = {f"lora_{f.name}": f.default for f in fields(self)}
+        for key, value in mine.items():
+            if training.get(key, own[key]) not in (own[key], value):
+                other = f"agent.lora.{key.removeprefix('lora_')}"
+                raise ConfigError(f"{where}.{key}={training[key]!r} and {other}={value!r}: set one of the two")
+        return {**training, **mine}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
     """The acting agent, and how it is trained."""
 
@@ -109,9 +140,15 @@ class AgentConfig:
     """training settings of the supervised warm-up, see ``training.TrainSettings``"""
     train: Mapping[str, Any] | None = None
     """training settings of the stages after it"""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """adapters for all trainings; they are then part of ``warm_up`` and ``train``"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
+        for name in ("warm_up", "train"):
+            training = getattr(self, name)
+            if training is not None:
+                object.__setattr__(self, name, self.lora.added_to(training, f"agent.{name}"))
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
         find_turn_format(self.turn_format)

@@ -82,6 +82,11 @@ class PolicyConfig:
         from steca_gym.training import PolicyGradientSettings
 
         train = train_settings(config, "train")
+        if train.lora_rank is not None:
+            raise ConfigError(
+                f"online methods train all weights, got lora_rank={train.lora_rank}; leave agent.lora.rank and "
+                "agent.train.lora_rank at null, or take another method"
+            )
         fields = {f.name for f in dataclasses.fields(PolicyGradientSettings)} & {
             f.name for f in dataclasses.fields(train)
         }
