@@ -266,8 +266,7 @@ def calibrate(
         make_env: makes the environment that is asked whether a state can be won, and in which corrections are repaired;
             the collector's own by default.
         expert: repairs corrections that no longer fit: a Repairer, or an agent that plays well (e.g. one that acts on
-        the
-            conversation only); by default the world's own expert.
+            the conversation only); by default the world's own expert.
         similarity: cosine of two actions' encodings, for ``same_action="encoder"``.
         judge: for ``estimator="judge"``.
         done: expert ids to leave out, decided by an earlier, interrupted call.

@@ -293,6 +293,10 @@ class Context(Protocol):
         """Who demonstrates."""
         ...
 
+    def repair_expert(self) -> Agent | None:
+        """Who continues where no demonstration leads; None: the world's own expert."""
+        ...
+
     def collector(
         self,
         agent: Agent,

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steca_gym.agent import MAX_TURN_CHARS, Agent, Prompt, Sampling, is_interactive
+from steca_gym.agent import MAX_TURN_CHARS, Agent, Prompt, Sampling, is_clairvoyant, is_interactive
 from steca_gym.env import TextEnv
 from steca_gym.errors import AgentError, ConfigError, DataError, foreign_errors
 from steca_gym.methods.context import OnProgress, RunConfig, SampleT, SettingsT
@@ -299,6 +299,16 @@ class RunContext:
         made: Agent = agent_names.make(self._in_turn_format(self.config.expert))
         self._leave_terminal_to(made)
         return made
+
+    def repair_expert(self) -> Agent | None:
+        """Who continues where no demonstration leads; None: the world's own expert.
+
+        It is the run's expert where that can act on any conversation. A planner would teach to go straight to what the
+        conversation has not shown; recorded demonstrations and people cannot be asked.
+        """
+        expert = self.expert()
+        asked_in_vain = getattr(expert, "recorded", None) is not None or is_interactive(expert)
+        return None if asked_in_vain or is_clairvoyant(expert) else expert
 
     def collector(
         self,

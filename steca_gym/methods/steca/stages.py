@@ -74,6 +74,7 @@ class Calibrate(Stage):
             "num_experts": self.num_experts,
             **engine_settings(config),
             "reflector": config.reflector,
+            "repairs": config.expert,
         }
         if self.round_index:
             needs["explore_from"] = self.explore_from
@@ -97,7 +98,11 @@ class Calibrate(Stage):
         chosen = subsample(config.seed, self.explored_along(context), self.num_experts)
         agent = context.agent(context.model)
         broken: list[str] = []
-        context.say(f"  {len(chosen)} trajectories, {self.step_rewards.estimator} step rewards")
+        repairs = context.repair_expert()
+        context.say(
+            f"  {len(chosen)} trajectories, {self.step_rewards.estimator} step rewards; where no demonstration leads, "
+            + ("the world's own expert continues" if repairs is None else f"the expert {repairs.name} continues")
+        )
         if self.departures is not None:
             context.say(*(f"  {line}" for line in self.departures(context.encoder().name)))
 
@@ -123,6 +128,7 @@ class Calibrate(Stage):
                 reflector=context.reflector(agent),
                 seed=config.seed,
                 make_env=context.make_env,
+                expert=repairs,
                 similarity=cosine(context.encoder()) if settings.same_action == "encoder" else None,
                 judge=context.judge() if self.step_rewards.estimator == "judge" else None,
                 done=context.buffer.done(self.name),
