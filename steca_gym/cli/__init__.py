@@ -125,6 +125,8 @@ def command(name: str) -> Callable[[list[str]], int]:
 
 def own_command(function: Any, name: str) -> Callable[[list[str]], int]:
     """A user's function as a command: its docstring is its help, its result the exit code."""
+    from steca_gym.cli.options import without_config_dirs
+
     if not callable(function):
         raise errors.ConfigError(f"command {name!r} is a {type(function).__name__}, expected a function(args) -> int")
 
@@ -132,8 +134,8 @@ def own_command(function: Any, name: str) -> Callable[[list[str]], int]:
         if any(a in ("-h", "--help") for a in args):
             print((function.__doc__ or f"steca {name}: no help").strip())
             return 0
-        with errors.foreign_errors(f"command {name!r}", errors.ConfigError):
-            code = function(args)
+        with errors.foreign_errors(f"command {name!r}", errors.StecaError):
+            code = function(without_config_dirs(args))  # these were for finding its module
         if code is not None and (isinstance(code, bool) or not isinstance(code, int)):
             raise errors.ConfigError(f"command {name!r} returned {code!r}, expected an exit code (0: done) or None")
         return int(code or 0)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Job = Callable[["Runner"], "EvaluationReport | None"]
 
 _MULTIRUN = ("-m", "--multirun")
+_NUMBER_TYPES = ("dtype", "precision")
+"""keys of settings that name a number type"""
 _PASSIVE = ("--hydra-help", "--cfg", "-c", "--info", "--resolve", "--package", "-p")
 
 
@@ -108,6 +110,11 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
     take_outcomes()
     codes: list[int] = []
     sweep, keys = sweep_name(args), swept_keys(args)
+    types = sorted(key for key in keys if sweep and key.rpartition(".")[2] in _NUMBER_TYPES)
+    if types:
+        raise errors.ConfigError(
+            f"{', '.join(types)} is swept: a sweep compares runs of one number type; start a sweep for each type"
+        )
 
     @hydra.main(version_base="1.3", config_path="pkg://steca_gym.conf", config_name="config")
     def main(cfg: DictConfig) -> JobOutcome:

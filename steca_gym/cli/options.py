@@ -7,8 +7,12 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steca_gym.errors import ConfigError, DataError, UnknownNameError
+
+if TYPE_CHECKING:
+    from steca_gym.runs.folder import RunFolder
 
 CONFIG_DIR = ("--config-dir", "-cd")
 
@@ -90,6 +94,25 @@ def whole_number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
         raise ConfigError(f"{name} must be a whole number >= 1, got {text!r}")
     return int(text)
+
+
+def runs_at(paths: Sequence[str]) -> list[RunFolder]:
+    """The runs at or below the paths, each once; damaged ones below a folder are named on stderr and left out.
+
+    Raises:
+        DataError: there is none that can be read.
+    """
+    from steca_gym.runs.folder import find_runs
+
+    damaged: list[DataError] = []
+    runs = {r.path.resolve(): r for p in paths for r in find_runs(Path(p), on_damaged=damaged.append)}
+    if not runs:
+        if damaged:
+            raise damaged[0]
+        raise DataError(f"no runs in {', '.join(paths)}; give folders that `steca run` printed, or their root")
+    for error in damaged:
+        print(f"steca: left out: {error}", file=sys.stderr)
+    return list(runs.values())
 
 
 def check_target(text: str) -> None:

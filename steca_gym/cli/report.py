@@ -16,8 +16,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from steca_gym.cli.options import check_target, read_options
-from steca_gym.errors import ConfigError, DataError
+from steca_gym.cli.options import check_target, read_options, runs_at
+from steca_gym.errors import ConfigError
 
 
 def main(args: list[str]) -> int:
@@ -25,14 +25,11 @@ def main(args: list[str]) -> int:
     from steca_gym.registry import checked_call, reports
     from steca_gym.reports.base import Report
     from steca_gym.reports.prices import read_prices
-    from steca_gym.runs.folder import find_runs
 
     given, paths = read_options("report", args, {"to": None, "form": "html", "prices": None}, positional=True)
     if not paths:
         raise ConfigError("report needs a run, e.g. `steca report runs/mine`; see `steca report --help`")
-    runs = list({run.path.resolve(): run for path in paths for run in find_runs(Path(path))}.values())
-    if not runs:
-        raise DataError(f"no runs in {', '.join(paths)}; give folders that `steca run` printed, or their root")
+    runs = runs_at(paths)
     report: Report = checked_call("form", reports.get(str(given["form"])))
     if not callable(getattr(report, "render", None)):
         raise ConfigError(f"form={given['form']!r} is no report: expected a class with render(runs)")

@@ -78,8 +78,13 @@ def make_editor(run: RunFolder) -> Editor:
     from steca_gym.runs.context import RunContext
 
     context = RunContext(_config(run), run.path)
-    turn_format = context.config.agent.turn_format
-    return Editor(context.make_env, context.repair_expert(), prompt=context.prompt, turn_format=turn_format)
+    return Editor(
+        context.make_env,
+        context.expert(),
+        prompt=context.prompt,
+        expert=context.repair_expert(),
+        turn_format=context.config.agent.turn_format,
+    )
 
 
 def _config(run: RunFolder) -> RunConfig:

@@ -11,9 +11,7 @@ is better than one of the first row, steps, distance to the expert, robustness a
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from steca_gym.cli.options import read_options
+from steca_gym.cli.options import read_options, runs_at
 from steca_gym.errors import ConfigError
 
 
@@ -26,5 +24,5 @@ def main(args: list[str]) -> int:
         raise ConfigError("table needs a path, e.g. `steca table runs`; see `steca table --help`")
     if given["format"] not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {given['format']!r}")
-    print(runs_table([Path(p) for p in paths], by=given["by"], form=str(given["format"])))
+    print(runs_table([run.path for run in runs_at(paths)], by=given["by"], form=str(given["format"])))
     return 0

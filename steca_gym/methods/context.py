@@ -294,7 +294,10 @@ class Context(Protocol):
         ...
 
     def repair_expert(self) -> Agent | None:
-        """Who continues where no demonstration leads; None: the world's own expert."""
+        """Who continues where no demonstration leads; None: the world's own expert.
+
+        It is the run's expert where that acts on conversations: a planner would teach to go straight to hidden things.
+        """
         ...
 
     def collector(

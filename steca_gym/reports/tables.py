@@ -71,19 +71,19 @@ def collect_rows(paths: Sequence[Path], *, by: str | None = None) -> list[Row]:
 
     Raises:
         DataError: no runs there.
-        UnknownNameError: no run has the key.
+        UnknownNameError: no run has the key; runs without it, where others have it, are shown under "-".
     """
     runs = {run.path.resolve(): run for path in paths for run in find_runs(path)}
     if not runs:
         where = ", ".join(map(str, paths))
         raise DataError(f"no runs in {where}; give folders that `steca run` printed, or their root")
     records = {path: run.record for path, run in runs.items()}
+    values = _values({path: record.settings for path, record in records.items()}, by)
     worlds = _worlds({path: record.settings for path, record in records.items()}, by)
     cells: dict[tuple[str, str, str], list[EvaluationReport | None]] = {}
     for path, run in runs.items():
         record = records[path]
-        value = "" if by is None else setting(record.settings, by)
-        cells.setdefault((worlds[path], record.method, value), []).append(run.evaluation())
+        cells.setdefault((worlds[path], record.method, values[path]), []).append(run.evaluation())
     first: dict[str, list[EvaluationReport]] = {}
     rows = []
     for world, method, value in sorted(cells, key=lambda cell: (cell[0], cell[1], _by_size(cell[2]))):
@@ -91,6 +91,21 @@ def collect_rows(paths: Sequence[Path], *, by: str | None = None) -> list[Row]:
         rows.append(_row(method, value, world, reports, first.get(world, ())))
         first[world] = first.get(world) or [r for r in reports if r is not None]
     return rows
+
+
+def _values(settings: Mapping[Path, Mapping[str, Any]], by: str | None) -> dict[Path, str]:
+    """Each run's value of a key, "-" where it has none; raises UnknownNameError where none has it."""
+    if by is None:
+        return dict.fromkeys(settings, "")
+    values, error = dict.fromkeys(settings, "-"), None
+    for path, known in settings.items():
+        try:
+            values[path] = setting(known, by)
+        except UnknownNameError as unknown:
+            error = unknown
+    if error is not None and set(values.values()) == {"-"}:
+        raise error
+    return values
 
 
 def _by_size(value: str) -> tuple[float, str]:

@@ -28,7 +28,7 @@ from steca_gym.registry import (
 from steca_gym.runs.guard import tasks_of_types
 from steca_gym.runs.state import SharedStages
 from steca_gym.seeding import derive_seed
-from steca_gym.settings import plain, read_settings, refuse_secrets
+from steca_gym.settings import digest, plain, read_settings, refuse_secrets
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -240,10 +240,17 @@ class RunContext:
     def agent(self, model: Path | None) -> Agent:
         """The acting agent around a model folder (None for agents without a model)."""
         engine = self._in_turn_format(self.config.agent.engine)
-        measured = model is not None and engine.get("dtype") == "auto"
-        if measured:
-            # Measured again, two stages (or two runs of one sweep) could play in different number types.
+        if model is None or engine.get("dtype") != "auto":
+            return self._agent(engine, model)
+        # Measured again, two stages (or two runs of one sweep) could play in different number types.
+        with self.shared.holding("engine-dtype", digest(self.config.agent.engine)):
             engine["dtype"] = self.shared.decided("engine-dtype", self.config.agent.engine) or "auto"
+            made = self._agent(engine, model)
+            if dtype := getattr(made, "dtype", None):
+                self.shared.decided("engine-dtype", self.config.agent.engine, decide=dtype)
+        return made
+
+    def _agent(self, engine: dict[str, Any], model: Path | None) -> Agent:
         args = () if model is None else (model,)
         if "_target_" in engine:
             made: Agent = checked_call("agent.engine", instantiate("agent.engine", engine), *args)
@@ -251,8 +258,6 @@ class RunContext:
         else:
             made = agent_names.make(engine, *args)
         self._leave_terminal_to(made)
-        if measured and (dtype := getattr(made, "dtype", None)):
-            self.shared.decided("engine-dtype", self.config.agent.engine, decide=dtype)
         if line := getattr(made, "engine_line", ""):
             self.say(f"  {line}")
         return made
@@ -301,14 +306,10 @@ class RunContext:
         return made
 
     def repair_expert(self) -> Agent | None:
-        """Who continues where no demonstration leads; None: the world's own expert.
-
-        It is the run's expert where that can act on any conversation. A planner would teach to go straight to what the
-        conversation has not shown; recorded demonstrations and people cannot be asked.
-        """
+        """See ``Context``; recorded demonstrations and people cannot be asked about any state."""
         expert = self.expert()
-        asked_in_vain = getattr(expert, "recorded", None) is not None or is_interactive(expert)
-        return None if asked_in_vain or is_clairvoyant(expert) else expert
+        silent = getattr(expert, "recorded", None) is not None or is_interactive(expert)
+        return None if silent or is_clairvoyant(expert) else expert
 
     def collector(
         self,
@@ -408,26 +409,31 @@ class RunContext:
         """Train with any offline trainer, with a progress bar and the tracker."""
         import dataclasses
 
+        def fit(settings: SettingsT) -> TrainReport:
+            with self.progress(f"training {name}", settings.max_steps, tracked=False) as on_progress:
+
+                def on_log(metrics: dict[str, float]) -> None:
+                    self.tracker.log(metrics, phase=name, step=int(metrics["step"]))
+                    on_progress(int(metrics["step"]), f"loss {metrics['loss']:.3f}", int(metrics["max_steps"]))
+
+                report = make_trainer(settings).fit(model, data, output_dir, prompt=self.prompt, on_log=on_log)
+                # A short training ends before anything is logged.
+                on_progress(report.num_steps, f"loss {report.last_loss:.3f}", report.num_steps)
+            speed = f"{report.num_tokens:,} tokens, {report.tokens_per_second:,.0f} tokens/s"
+            self.say(f"  {report.num_steps} steps on {report.num_samples} samples, {speed}, {report.precision}")
+            return report
+
+        if settings.precision != "auto":
+            return fit(settings)
         # Measured again, two trainings of one run could differ in precision: what the first one measured holds for all.
         of = {"agent": self.config.agent.model or self.config.agent.build, "batch": settings.per_device_batch_size}
-        measured = settings.precision == "auto"
-        if measured:
-            settings = dataclasses.replace(settings, precision=self.shared.decided("precision", of) or "auto")  # type: ignore[arg-type]
-            measured = settings.precision == "auto"
-        with self.progress(f"training {name}", settings.max_steps, tracked=False) as on_progress:
-
-            def on_log(metrics: dict[str, float]) -> None:
-                self.tracker.log(metrics, phase=name, step=int(metrics["step"]))
-                on_progress(int(metrics["step"]), f"loss {metrics['loss']:.3f}", int(metrics["max_steps"]))
-
-            report = make_trainer(settings).fit(model, data, output_dir, prompt=self.prompt, on_log=on_log)
-            # A short training ends before anything is logged.
-            on_progress(report.num_steps, f"loss {report.last_loss:.3f}", report.num_steps)
-        speed = f"{report.num_tokens:,} tokens, {report.tokens_per_second:,.0f} tokens/s"
-        self.say(f"  {report.num_steps} steps on {report.num_samples} samples, {speed}, {report.precision}")
-        if measured:
-            self.shared.decided("precision", of, decide=report.precision)
-        return report
+        with self.shared.holding("precision", digest(of)):
+            known = self.shared.decided("precision", of)
+            if known is None:
+                report = fit(settings)
+                self.shared.decided("precision", of, decide=report.precision)
+                return report
+        return fit(dataclasses.replace(settings, precision=known))  # type: ignore[arg-type]
 
 
 def make_env(env_id: str, kwargs: Mapping[str, Any], split: str) -> TextEnv:

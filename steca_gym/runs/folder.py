@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -163,11 +163,28 @@ def is_run(path: Path) -> bool:
     return (path / RECORD).is_file()
 
 
-def find_runs(root: Path) -> list[RunFolder]:
-    """The run at a path, or all runs below it, ordered by path; folders that are no run are passed over."""
+def find_runs(root: Path, *, on_damaged: Callable[[DataError], None] | None = None) -> list[RunFolder]:
+    """The run at a path, or all runs below it, ordered by path; folders that are no run are passed over.
+
+    Args:
+        root: a run's folder, or one that holds some.
+        on_damaged: called for each run below ``root`` whose record or evaluation cannot be read; it is then left out.
+            None: a damaged record raises DataError.
+    """
     if is_run(root):
         return [RunFolder(root)]
-    return [RunFolder(file.parent) for file in sorted(root.glob(f"**/{RECORD}"))]
+    found = []
+    for file in sorted(root.glob(f"**/{RECORD}")):
+        try:
+            run = RunFolder(file.parent)
+            if on_damaged is not None:
+                run.evaluation()
+            found.append(run)
+        except DataError as error:
+            if on_damaged is None:
+                raise
+            on_damaged(error)
+    return found
 
 
 def read_raw(folder: Path) -> dict[str, Any]:

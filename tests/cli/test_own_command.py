@@ -23,6 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "def broken(args):\n    raise RuntimeError('no [b]paper')\n"
         "def text(args):\n    return 'done'\n"
         "def silent(args):\n    pass\n"
+        "def given(args):\n    print(args)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
@@ -40,11 +41,16 @@ def test_the_report_of_the_page_reads_runs(folder: Path, capsys: pytest.CaptureF
     assert "accepted calibrations of each run" in capsys.readouterr().out
 
 
+def test_folders_for_finding_it_are_no_arguments_of_its(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["odd_command:given", *CONF, "runs", "--config-dir=."]) == 0
+    assert capsys.readouterr().out == "['runs']\n"
+
+
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
         ("my_report:corrections", 2, "corrections needs a path"),
-        ("odd_command:broken", 2, "RuntimeError: no [b]paper"),
+        ("odd_command:broken", 1, "RuntimeError: no [b]paper"),
         ("odd_command:text", 2, "returned 'done', expected an exit code"),
         ("odd_command:number", 2, "is a int, expected a function"),
         ("odd_command:silent", 0, ""),

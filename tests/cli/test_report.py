@@ -30,6 +30,19 @@ def test_several_runs_and_roots_each_once(tmp_path):
     assert target.read_text() == "a b"
 
 
+@pytest.mark.parametrize("command", ["report", "table"])
+@pytest.mark.parametrize(("file", "text"), [("run.json", "{"), ("run.json", "[]"), ("evaluation.json", '{"games": 5}')])
+def test_a_damaged_run_below_a_root_is_named_and_left_out(tmp_path, capsys, command, file, text):
+    root = tmp_path / "all"
+    make_run(root / "whole", num=1)
+    (make_run(root / "damaged", num=1, seed=1) / file).write_text(text)
+    to = [f"to={tmp_path / 'page.html'}"] if command == "report" else []
+    assert main([command, str(root), *to]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("steca: left out: ") and str(root / "damaged") in line
+    assert main([command, str(root / "damaged"), *to]) == 3  # asked for by its own name, it is refused
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [

@@ -217,6 +217,13 @@ def test_optuna_offers_every_value_of_a_range() -> None:
         assert found.low == low and found.high == pytest.approx(high)
 
 
+@pytest.mark.parametrize("key", ["agent.engine.dtype=float32,bfloat16", "agent.train.precision=fp32,bf16"])
+def test_a_sweep_never_compares_two_number_types(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "-m", "method=sft", key]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert key.partition("=")[0] in line and "one number type" in line
+
+
 def test_lists_that_are_swept_are_recognised_and_quoted_commas_are_not() -> None:
     from steca_gym.cli.jobs import swept_keys
 

@@ -12,6 +12,7 @@ from steca_gym.buffer import CalibrationBuffer
 from steca_gym.calibration.records import Reflection
 from steca_gym.distances import HashEncoder, dndtw
 from steca_gym.errors import DataError, StecaError
+from steca_gym.reports import collect_rows
 from steca_gym.reports.data import flat, report_data
 from steca_gym.reports.prices import Prices, read_prices
 from steca_gym.reports.trajectories import align, verb, where_lost
@@ -242,3 +243,16 @@ def test_an_evaluation_of_other_types_is_one_line(tmp_path, change):
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(DataError, match="evaluation.json'.*not an evaluation report.*remove it"):
         report_data([RunFolder(folder)])
+
+
+def test_runs_without_a_key_that_others_have_are_a_row_of_their_own(tmp_path):
+    for seed in (0, 1):
+        folder = make_run(tmp_path / f"run-{seed}", seed=seed)
+        record = json.loads((folder / "run.json").read_text())
+        record["settings"]["seed_of_world"] = 7
+        (folder / "run.json").write_text(json.dumps(record))
+    make_run(tmp_path / "other", seed=2)
+    rows = collect_rows([tmp_path], by="seed_of_world")
+    assert [(r.value, r.num_runs) for r in rows] == [("7", 2), ("-", 1)]
+    with pytest.raises(StecaError, match="no setting 'nowhere' in the runs"):
+        collect_rows([tmp_path], by="nowhere")
