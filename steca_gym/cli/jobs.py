@@ -305,6 +305,10 @@ def with_panel(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         return kept, {}
     panel = read_panel(Path(files[-1]))
     given = {a.partition("=")[0].lstrip("+~") for a in kept}
+    if "env.num_eval_tasks" in given:
+        raise errors.ConfigError(
+            f"panel={files[-1]} names its {len(panel.games)} games, so env.num_eval_tasks has no effect; leave it out"
+        )
     extra: dict[str, Any] = {"env.panel": files[-1], "env.eval_split": panel.split}
     if "run" not in given:
         extra |= {f"env.kwargs.{key}": value for key, value in panel.rules.items()}

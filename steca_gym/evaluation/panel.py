@@ -166,6 +166,14 @@ def check_panel(panel: Panel, here: Panel) -> None:
         )
 
 
+def check_world(panel: Panel, env_id: str) -> None:
+    """Raise ConfigError where a panel's games are of another world than ``env_id``."""
+    if panel.env_id != env_id:
+        raise ConfigError(
+            f"the panel's games are of {panel.env_id!r}, this run plays {env_id!r}; choose the panel's world"
+        )
+
+
 def check_games(task_ids: Sequence[str], forbidden_task_ids: Collection[str] = ()) -> None:
     """Check the games of an evaluation.
 

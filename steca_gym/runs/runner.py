@@ -338,11 +338,12 @@ class Runner:
     @cached_property
     def _panel(self) -> Panel | None:
         """The panel that was asked for; raises ConfigError or DataError where it does not fit this run."""
-        from steca_gym.evaluation.panel import check_panel, read_panel
+        from steca_gym.evaluation.panel import check_panel, check_world, read_panel
 
         if self.config.env.panel is None:
             return None
         panel = read_panel(Path(self.config.env.panel))
+        check_world(panel, self.config.env.id)
         if panel.split != (split := self.config.env.eval_split):
             raise ConfigError(
                 f"the panel's games are of split {panel.split!r}, this run evaluates {split!r}; "

@@ -52,6 +52,23 @@ def test_other_rules_are_refused_with_what_to_set(
     assert not (tmp_path / "other" / "evaluation.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (
+            ["env=runbook"],
+            "games are of 'steca_gym.envs:steca/Household-v0', this run plays 'steca_gym.envs:steca/Runbook",
+        ),
+        (["env.num_eval_tasks=2"], "names its 4 games, so env.num_eval_tasks has no effect"),
+    ],
+)
+def test_what_a_panel_decides_cannot_be_set_beside_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], line: str
+) -> None:
+    assert evaluate(tmp_path / "other", f"panel={folder / 'panel.json'}", *args) == 2
+    assert line in capsys.readouterr().err
+
+
 def test_other_games_under_the_same_ids_are_refused() -> None:
     def panel(**kwargs: Any) -> Panel:
         env = make_text_env(household, split="valid_seen", num_receptacles=5, num_objects=5, **kwargs)
