@@ -6,6 +6,8 @@ The published Hydra sweeper holds Optuna at 2.10; this one speaks to the current
 from __future__ import annotations
 
 import math
+import os
+import socket
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -107,13 +109,19 @@ class OptunaSweeper(HydraSweeper):
                 f"optuna cannot open the study in {self.storage!r}: {type(error).__name__}: {told}"
             ) from error
         states = optuna.trial.TrialState
-        for lost in study.get_trials(states=(states.RUNNING,)):  # of a sweep that was killed: their runs are resumed
+        running = study.get_trials(states=(states.RUNNING,))
+        theirs = [t for t in running if _is_alive(t.user_attrs.get(_OWNER, ""))]
+        for lost in (t for t in running if t not in theirs):  # of a sweep that was killed: their runs are resumed
             study.tell(lost.number, state=states.FAIL)
             study.enqueue_trial(lost.params)
+        if theirs:
+            print(f"optuna: trials that another command plays in this study right now: {len(theirs)}")
         done = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
         number = 0
         while number < self.n_trials - done:
             batch = [study.ask(space) for _ in range(min(self.n_jobs, self.n_trials - done - number))]
+            for trial in batch:
+                trial.set_user_attr(_OWNER, _process(os.getpid()))
             jobs = [[*fixed, *(f"{k}={v}" for k, v in trial.params.items())] for trial in batch]
             for trial, result in zip(batch, self._launcher.launch(jobs, number), strict=True):
                 outcome: JobOutcome = result.return_value
@@ -129,7 +137,41 @@ class OptunaSweeper(HydraSweeper):
             print("optuna: no trial succeeded")
             return
         chosen = " ".join(f"{k}={v}" for k, v in best.params.items())
-        print(f"optuna: best of {len(study.trials)} trials is #{best.number}, {best.value:.4g}: {chosen}")
+        states = [t.state.name for t in study.trials]
+        num_failed = states.count("FAIL")
+        failed = f" ({num_failed} failed and have no value)" if num_failed else ""
+        done = states.count("COMPLETE")
+        print(f"optuna: best of {done} finished trials{failed} is #{best.number}, {best.value:.4g}: {chosen}")
+
+
+_OWNER = "steca_process"
+"""attribute of a trial: the process that plays it"""
+
+
+def _process(pid: int) -> str:
+    """Host, id and start of a process; a number that is given again is another process."""
+    try:
+        begun = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        begun = ""
+    return f"{socket.gethostname()} {pid} {begun}"
+
+
+def _is_alive(process: str) -> bool:
+    """Whether a process that ``_process`` described still runs; True for one on another host, which nobody can ask."""
+    host, _, rest = process.partition(" ")
+    pid = rest.partition(" ")[0]
+    if not pid.isdigit():
+        return False
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return _process(int(pid)) == process
 
 
 def _explained(override: Override) -> Any:

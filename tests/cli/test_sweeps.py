@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from steca_gym.cli import main
 from steca_gym.runs import RunFolder
 from steca_gym.runs.folder import find_runs
+from steca_gym.sweeps.optuna_sweeper import _process
 from tests.runs.test_killed_runs import CONF
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,13 +145,23 @@ def test_optuna_is_told_what_the_runs_reached(here: Path, capsys: pytest.Capture
         more = [*args, f"hydra.sweeper.n_trials={num_trials}"]
         return main(["run", "-m", *RANDOM, *small, f"runs_root={here / 'runs'}", *more])
 
-    assert go(3) == 0 and go(5) == 0  # the second command plays the two that are missing
+    assert go(3) == 0
+    # A trial of a live process is its own; one whose process is gone is played again, with its values.
     study = optuna.load_study(study_name="steps", storage=storage)
-    assert len(study.trials) == 5
-    for trial in study.trials:
+    space = {"env.kwargs.horizon": optuna.distributions.IntDistribution(2, 8, step=2)}
+    for process in (_process(os.getpid()), f"{socket.gethostname()} 4194304 1", ""):
+        study.ask(space).set_user_attr("steca_process", process)
+    assert go(5) == 0  # plays the two that are missing
+    said = capsys.readouterr().out
+    assert "optuna: trials that another command plays in this study right now: 1\n" in said
+    assert "optuna: best of 5 finished trials (2 failed and have no value) is #" in said
+    states = [t.state.name for t in study.trials]
+    assert states == ["COMPLETE"] * 3 + ["RUNNING", "FAIL", "FAIL"] + ["COMPLETE"] * 2
+    lost = [t.params for t in study.trials if t.state.name == "FAIL"]
+    assert [t.params for t in study.trials[-2:]] == lost
+    for trial in (t for t in study.trials if t.state.name == "COMPLETE"):
         horizon = trial.params["env.kwargs.horizon"]
         assert horizon in (2, 4, 6, 8) and trial.value == horizon  # the random agent plays to the cap
-    assert "optuna: best of 5 trials" in capsys.readouterr().out
 
 
 def test_optuna_refuses_what_it_cannot_do(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
