@@ -104,7 +104,7 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
-    from steca_gym.sweeps import JobOutcome, failure_lines, register, take_outcomes
+    from steca_gym.sweeps import JobOutcome, end_with_parent, failure_lines, register, take_outcomes
 
     register()
     take_outcomes()
@@ -121,6 +121,7 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
         # A sweep's jobs may run elsewhere: what became of one is what it returns.
         from steca_gym.cli import missing_extras, storage_errors
 
+        end_with_parent()
         code, line, value = 0, "", math.nan
         own = task_overrides()
         given = dict(o.lstrip("+~").split("=", 1) for o in own if "=" in o)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
+import multiprocessing
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +15,7 @@ from typing import Any
 from steca_gym.errors import ConfigError, StecaError
 
 _MAX_RELAUNCHES = 2
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 _DEATHS = frozenset(
     {
         "TerminatedWorkerError",  # joblib
@@ -62,8 +67,26 @@ def failure_lines(outcomes: Sequence[JobOutcome]) -> list[str]:
     failed = [(number, o) for number, o in enumerate(outcomes) if o.code]
     if not failed:
         return []
+    # Over all jobs: a launcher may get them in batches of one.
+    common = set.intersection(*(set(o.overrides) for o in outcomes)) if len(outcomes) > 1 else set()
     lines = [f"steca: {len(failed)} of {len(outcomes)} jobs failed; the same command does what is missing"]
-    return lines + [f"  #{number} {' '.join(o.overrides)}: {o.line}" for number, o in failed]
+    for number, outcome in failed:
+        lines.append(f"  #{number} {' '.join(o for o in outcome.overrides if o not in common)}: {outcome.line}")
+    return lines
+
+
+def end_with_parent() -> None:
+    """In a worker process of joblib: be killed when the process that started it is, so that no job outlives its sweep.
+
+    Does something on Linux only; elsewhere the workers end after their job.
+    """
+    if not sys.platform.startswith("linux") or not multiprocessing.current_process().name.startswith("Loky"):
+        return
+    parent = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died in between
+        os._exit(1)
 
 
 class WatchedLauncher:
@@ -84,10 +107,9 @@ class WatchedLauncher:
 
         results = self._launch(job_overrides, initial_job_idx)
         returned = []
-        common = set.intersection(*(set(job) for job in job_overrides)) if len(job_overrides) > 1 else set()
         for overrides, result in zip(job_overrides, results, strict=True):
             outcome = _outcome(result)
-            outcome.overrides = tuple(o for o in filter_overrides(overrides) if o not in common)
+            outcome.overrides = tuple(filter_overrides(overrides))
             _outcomes.append(outcome)
             done = JobReturn()
             done.overrides, done.status, done.return_value = list(overrides), JobStatus.COMPLETED, outcome

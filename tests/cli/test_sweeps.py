@@ -8,6 +8,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,55 @@ def test_a_launcher_in_processes_brings_every_outcome_back(
     told = capfd.readouterr().err
     assert "2 of 4 jobs failed" in told and "no split 'nowhere'" in told
     assert len([run for run in find_runs(here / "runs") if run.evaluation() is not None]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="SKIPPED: only Linux tells a process that its parent died"
+)
+def test_no_worker_outlives_a_sweep_that_was_killed(here: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    command = [sys.executable, "-m", "steca_gym.cli", "run", "-m", *CONF, *RANDOM, "runs_root=runs", "seed=range(0,40)"]
+    command += ["env.num_eval_tasks=200", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    with subprocess.Popen(command, cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sweep:
+        wait_for(lambda: len(list((here / "runs").glob("*/run.json"))) >= 2, sweep)
+        workers = children(sweep.pid)
+        assert len(workers) >= 2
+        sweep.kill()
+    wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
+    finished = [run for run in find_runs(here / "runs") if run.evaluation() is not None]
+    assert len(finished) < 40
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that run steca's jobs."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return [p for p in found if b"loky" in Path(f"/proc/{p}/cmdline").read_bytes() and not is_tracker(p)]
+
+
+def is_tracker(pid: int) -> bool:
+    """Whether it is loky's resource tracker, which ends by itself."""
+    return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait until a condition holds; fails after two minutes, or where the process has ended before."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end and (process is None or process.poll() is None)
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_every_job_of_a_sweep_may_fail_and_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    args = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "env.eval_split=nowhere", "seed=0,1,2"]
+    assert sweep(here / "runs", *args) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "#" in line or "jobs failed" in line]
+    assert lines[0].startswith("steca: 3 of 3 jobs failed")
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["#0 seed=0", "#1 seed=1", "#2 seed=2"]
 
 
 @pytest.mark.slow
