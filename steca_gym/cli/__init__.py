@@ -19,13 +19,14 @@ from typing import Any
 
 from steca_gym import __version__, errors
 from steca_gym.cli.exits import EXIT_CODES, exit_code
+from steca_gym.cli.stopping import GO_ON, Terminated, watched
 from steca_gym.files import STORAGE_ERRNOS
 from steca_gym.redaction import redacted_traceback
 
 __all__ = ["EXIT_CODES", "commands", "exit_code", "main", "usage"]
 
 # Modules of this package that are no commands.
-_HELPERS = frozenset({"__main__", "exits", "composing", "helping", "jobs", "options"})
+_HELPERS = frozenset({"__main__", "exits", "composing", "helping", "jobs", "options", "stopping"})
 
 _VIEW = "STECA_VIEW"
 """what is shown of long work, see ``steca_gym.runs.view``"""
@@ -34,7 +35,7 @@ _ENDING = """\
 
 `steca COMMAND --help` explains one. Stages are done once: a command on a run's folder resumes where it stopped.
 Exit codes: 0 done, 1 a defect of ours, 2 settings, 3 data or environment, 4 agent or training, 5 storage,
-6 waits for people's decisions, 130 interrupted.
+6 waits for people's decisions, 130 interrupted, 143 terminated.
 --quiet shows results and errors only; STECA_VIEW=live|plain|quiet chooses what is shown of long work.
 Settings of a run that somebody sent may name code of steca_gym only; --trust PACKAGE allows more.
 """
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "" not in sys.path:
         sys.path.append("")
     try:
-        with storage_errors(), missing_extras():
+        # The signals of a process that only imports steca are not ours to handle.
+        with watched() if argv is None else contextlib.nullcontext(), storage_errors(), missing_extras():
             return _dispatch(args)
     except errors.StecaError as error:
         print(f"steca: {' '.join(str(error).split())}", file=sys.stderr)
@@ -58,8 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # e.g. `steca run --help | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Terminated:
+        print(f"steca: terminated; {GO_ON}", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
-        print("steca: interrupted; the same command continues from here", file=sys.stderr)
+        print(f"steca: interrupted; {GO_ON}", file=sys.stderr)
         return 130
 
 
