@@ -39,7 +39,8 @@ PROBE = textwrap.dedent(
     groups = {d.name: sorted(f.stem for f in pathlib.Path(str(d)).glob("*.yaml")) for d in conf.iterdir() if d.is_dir()}
     with initialize_config_module("steca_gym.conf", version_base="1.3"):
         for group, choices in groups.items():
-            for choice in choices if group not in ("training", "lora") else ():  # an agent takes them under its own keys
+            # An agent takes these two under its own keys.
+            for choice in choices if group not in ("training", "lora") else ():
                 compose("config", overrides=[f"{group}={choice}"])
     print("composed", {group: len(choices) for group, choices in groups.items() if choices})
     """
