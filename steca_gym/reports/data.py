@@ -261,7 +261,13 @@ def advice(
     steps: list[str] = []
     if working:
         return ["The run is still going. Make the report again when it has ended."]
-    if not record.stages:
+    waiting = sum(row["waiting"] for row in rows)
+    if waiting:
+        steps.append(
+            f"{waiting} {'correction waits' if waiting == 1 else 'corrections wait'} for a person's decision: "
+            f"`steca review {run.path}`, then `steca run run={run.path}`."
+        )
+    elif not record.stages:
         steps.append(f"No stage has finished. Continue with `steca run run={run.path}`.")
     elif record.unfinished:
         steps.append(
@@ -271,19 +277,12 @@ def advice(
     stages = list(record.stages.values())
     last = max((i for i, s in enumerate(stages) if "num_deviated" in s.result), default=0)
     trained = any(s.model for s in stages[last:])
-    waiting = sum(row["waiting"] for row in rows)
-    if waiting:
-        steps.insert(
-            0,
-            f"{waiting} {'correction waits' if waiting == 1 else 'corrections wait'} for a person's decision: "
-            f"`steca review {run.path}`, then `steca run run={run.path}`.",
-        )
-    elif found.get("num_accepted") and not trained:
+    if found.get("num_accepted") and not trained and not waiting:
         steps.append(
             f"{found['num_accepted']} calibrations are ready and no model was trained on them: read some of them under "
             f"Trajectories, then `steca train run={run.path}`."
         )
-    if record.stages and evaluation is None:
+    if record.stages and evaluation is None and not waiting:
         steps.append(f"Nothing was evaluated. Run `steca evaluate run={run.path}`.")
     accepted, refused = found.get("num_accepted", 0), found.get("num_refused", 0)
     if refused > accepted:
