@@ -171,7 +171,7 @@ def weighted_samples(
         distance: dnDTW over actions; ``steca_gym.distances.dndtw`` by default.
         encoder: name of the encoder behind ``distance``, for thresholds that belong to one encoder.
         approved: a person's veto over accepted calibrations.
-        on_threshold: told which threshold D_e had and what it dropped.
+        on_threshold: called with the threshold that D_e had and what it dropped.
     """
     d = distance or _default_distance()
     use = kinds if kinds is not None else settings.kinds

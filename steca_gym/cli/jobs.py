@@ -181,7 +181,7 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
 
 
 def _objective(report: EvaluationReport | None) -> float:
-    """What a sweeper that optimizes is told: the figure that it names, else success."""
+    """The figure that an optimizing sweeper names, else success."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 

@@ -114,7 +114,7 @@ class Measures:
     """Spearman's, between the estimated value of a state and the share of other, unlimited continuations that won;
     None: either is constant"""
     num_states: int
-    """states behind it"""
+    """states that it is taken over"""
     value_deviation: float
     """root mean square standard error of a state's estimated value"""
     search_found: Share
@@ -160,7 +160,7 @@ def measure(
         prompt: what stands before each episode.
         num_envs: episodes in progress.
         turn_format: how agent and expert write their turns.
-        on_progress: told what is measured next.
+        on_progress: called with what is measured next.
 
     Raises:
         DataError: fewer than two tasks, or the expert wins none.

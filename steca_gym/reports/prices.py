@@ -16,7 +16,7 @@ class Prices:
     """A price table."""
 
     currency: str = "USD"
-    """shown behind each amount"""
+    """shown after each amount"""
     sampled_tokens: float = 0.0
     """per million, >= 0"""
     prompt_tokens: float = 0.0

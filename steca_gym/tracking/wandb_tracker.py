@@ -4,7 +4,7 @@ What a run folder is in W&B:
 
 - its id is kept in ``wandb-run.json``, so that a resumed run and ``steca evaluate run=PATH`` continue in it. Offline,
   each command leaves a folder of its own with that id, and ``wandb sync`` joins them. W&B's own step never goes back:
-  steps are reserved in blocks, and the next command begins behind the last block.
+  steps are reserved in blocks, and the next command begins after the last block.
 - a W&B server that is not reached at the start leaves an offline run, and the line that uploads it later.
 - under ``wandb agent`` the agent's id, project and entity hold.
 - each phase has its own axis (``warm_up/step``); W&B's step only counts rows.

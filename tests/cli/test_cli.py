@@ -93,7 +93,7 @@ def test_a_whole_loop_goes_phase_by_phase_and_resumes(tmp_path: Path, capsys: py
     assert experts and all(e.won for e in experts)
     assert len(buffer.results("calibration")) == min(6, len(experts))
     accepted = buffer.calibrations(status="accepted")
-    # Every accepted calibration was executed and won, and only what stands behind the wrong action is trained on.
+    # Every accepted calibration was executed and won, and only what follows the wrong action is trained on.
     for c in accepted:
         assert c.trajectory.won
         assert not any(s.trainable for s in c.trajectory.steps[: c.step + 1])

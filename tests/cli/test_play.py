@@ -102,7 +102,7 @@ class Terminal:
         return bool(chunk)
 
     def until(self, text: str, after: int = 0) -> int:
-        """Read until a text has come; returns the place behind it."""
+        """Read until a text has come; returns the place after it."""
         while text not in self.screen[after:]:
             assert self.read(120), f"nothing more comes before {text!r}: {self.screen}"
         return self.screen.index(text, after) + len(text)

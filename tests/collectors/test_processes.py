@@ -43,7 +43,7 @@ def requests(count=20, **kwargs):
 
 
 def say(*actions):
-    """Answers for the episode of seed 101: an action a turn, ``right`` behind the last; all others go right."""
+    """Answers for the episode of seed 101: an action a turn, ``right`` after the last; all others go right."""
     return lambda r: render_turn("", actions[r.turn] if r.seed == 101 and r.turn < len(actions) else "right")
 
 
@@ -233,7 +233,7 @@ def test_a_second_try_gives_the_whole_episode(tmp_path, can_save, kind):
     assert there[1].trajectory.won and there[1].trajectory.actions == ("right", "die once", "open")
     cost = collector.ledger.total()
     assert (cost.num_retried_episodes, cost.num_failed_episodes) == (1, 0)
-    assert cost.num_env_steps == sum(e.num_env_steps for e in there) + 1  # the lost step behind "right" is not known
+    assert cost.num_env_steps == sum(e.num_env_steps for e in there) + 1  # the lost step after "right" is not known
     assert len(agent.released) == 7
 
 

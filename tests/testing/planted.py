@@ -242,7 +242,7 @@ class CountsInKey(Sound):
 
 
 class Overflows(Sound):
-    """Scores rooms, also those behind the first."""
+    """Scores rooms, also those after the first."""
 
     def act(self, action: str) -> Outcome:
         outcome = super().act(action)

@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(
         run("poisoned", poisoned)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "poisoned/model.safetensors").exists()
-    # Diverging later: one sample of many is poisoned, and is met behind the first checkpoint.
+    # Diverging later: one sample of many is poisoned, and is met after the first checkpoint.
     late = [*samples[:15], dataclasses.replace(samples[15], weight=1e38)]
     changes = {"save_every_steps": 1, "max_steps": 16, "per_device_batch_size": 1, "group_by_length": False}
     with pytest.raises(TrainingError, match="the loss is inf at step"):

@@ -35,7 +35,7 @@ class SubprocessTransport:
     """Starts worker processes and talks to them; see ``Transport``.
 
     Args:
-        num_workers: how many workers share the machine; the worlds in them are told.
+        num_workers: how many workers share the machine; their worlds get the number.
     """
 
     def __init__(self, num_workers: int) -> None:

@@ -180,7 +180,7 @@ def test_a_class_of_the_users_own_is_not_trusted_by_its_name():
 
 @pytest.mark.parametrize("keyword", ["softcap", "s_aux", "sliding_window", "position_bias", "attention_mask"])
 def test_a_layer_that_asks_for_more_than_plain_attention_is_refused(keyword, monkeypatch):
-    """A second line behind the list: what a model asks of its attention is read in every pass."""
+    """A second line of defence after the list: what a model asks of its attention is read in every pass."""
     model = model_of("qwen3")
     for layer in model.model.layers:
         own = layer.self_attn.forward
