@@ -216,6 +216,10 @@ def group_choices(group: str, folders: Sequence[str] = ()) -> list[str]:
     return sorted({f.stem for root in conf_roots(folders) for f in (root / group).glob("*.yaml")})
 
 
+_OPEN = ("env.kwargs.", "agent.engine.")
+"""groups of arguments for code that the files of ``conf`` need not list in full"""
+
+
 def _reason(message: str, overrides: Sequence[str], folders: Sequence[str]) -> str:
     """Hydra's reason in one line, with the nearest known key for the override that it is about."""
     from omegaconf import OmegaConf
@@ -231,6 +235,8 @@ def _reason(message: str, overrides: Sequence[str], folders: Sequence[str]) -> s
         if known and not key.startswith(("+", "~", "hydra")) and key not in known_groups and key not in known:
             nearest = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            if key.startswith(_OPEN):
+                hint += f"+{override} adds an argument that its file does not list; "
             return f"no setting or group {key!r}; {hint}`steca run --help` lists groups and keys"
     return " ".join(message.split())
 

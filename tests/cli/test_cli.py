@@ -40,6 +40,13 @@ SMALL = [
         (["rnu"], ["no command 'rnu'", "did you mean 'run'"]),
         (["run", "method=steka"], ["no method 'steka'", "did you mean 'steca'"]),
         (["run", "env=houshold"], ["no env 'houshold'", "did you mean 'household'"]),
+        (
+            ["run", "env.kwargs.rooms=3"],
+            [
+                "no setting or group 'env.kwargs.rooms'",
+                "+env.kwargs.rooms=3 adds an argument that its file does not list",
+            ],
+        ),
         (["run", "agnet=tiny"], ["no setting or group 'agnet'", "did you mean 'agent'"]),
         (["run", "env.num_train_task=3"], ["'env.num_train_task'", "did you mean 'env.num_train_tasks'"]),
         (["run", "-m", "method=sft,rtf"], ["no method 'rtf'", "did you mean 'rft'"]),
