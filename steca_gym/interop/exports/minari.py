@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +65,9 @@ def write_minari(data: RunData, to: Path) -> list[Path]:
         raise DataError(f"{str(folder)!r} exists; remove it or give another to=FOLDER")
     episodes = (_episode(minari, row) for row in data.rows() if row.trajectory.steps)
     dataset: Any = None
-    with _root(to.resolve()), storage_errors("the Minari dataset", to):
+    with _root(to.resolve()), storage_errors("the Minari dataset", to), warnings.catch_warnings():
+        # It misses a Gymnasium environment that would play the dataset; the worlds here are named in its description.
+        warnings.filterwarnings("ignore", message=".*(eval_env|env_spec).*", category=UserWarning)
         to.mkdir(parents=True, exist_ok=True)
         while part := list(itertools.islice(episodes, _EPISODES_PER_WRITE)):
             if dataset is not None:
