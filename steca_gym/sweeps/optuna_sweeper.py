@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.plugins.sweeper import Sweeper as HydraSweeper
 
 from steca_gym.errors import ConfigError
-from steca_gym.registry import explain_unknown
-from steca_gym.sweeps.objective import OBJECTIVES
+from steca_gym.sweeps.objective import check_objective
 from steca_gym.sweeps.outcomes import JobOutcome, WatchedLauncher
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class OptunaSweeper(HydraSweeper):
 
     Args:
         direction: ``maximize`` or ``minimize``.
-        objective: one of ``OBJECTIVES``; the job returns it.
+        objective: the figure that each job returns; see ``steca_gym.sweeps.objective``.
         n_trials: trials of the study in all, those of earlier commands included.
         n_jobs: trials that are launched together, >= 1.
         storage: an Optuna storage URL, e.g. ``sqlite:///runs/optuna.db``, from which a killed sweep continues; None: in
@@ -54,8 +53,7 @@ class OptunaSweeper(HydraSweeper):
         params: Mapping[str, Any] | None = None,
     ) -> None:
         """See the class; raises ConfigError."""
-        if objective not in OBJECTIVES:
-            raise ConfigError(explain_unknown("objective", objective, OBJECTIVES))
+        check_objective(objective)
         if direction not in ("maximize", "minimize"):
             raise ConfigError(f"direction must be maximize or minimize, got {direction!r}")
         for name, value in (("n_trials", n_trials), ("n_jobs", n_jobs)):

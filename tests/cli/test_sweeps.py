@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from steca_gym.cli import main
+from steca_gym.errors import ConfigError
 from steca_gym.runs import RunFolder
 from steca_gym.runs.folder import find_runs
+from steca_gym.sweeps.objective import check_objective, objective_of
 from steca_gym.sweeps.optuna_sweeper import _process
 from tests.runs.test_killed_runs import CONF
 
@@ -293,3 +296,31 @@ def test_lists_that_are_swept_are_recognised_and_quoted_commas_are_not() -> None
     args = ["-m", "env.a=[1],[2]", "env.b='x,y'", "seed=range(3)", "c=tag(log,interval(1,2))", "d=[1,2]"]
     assert swept_keys(args) == {"env.a", "seed", "c"}
     assert swept_keys(["--cfg", "job", "seed=1,2"]) == {"seed"}  # a flag's value is no override
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("success_high", 0.75),
+        ("success.pick", 0.25),
+        ("success.look", math.nan),
+        ("cost.evaluation.num_env_steps", 30.0),
+        ("cost.train.seconds", math.nan),
+        ("robustness", math.nan),
+    ],
+)
+def test_any_figure_of_an_evaluation_is_an_objective(name: str, value: float) -> None:
+    report = {
+        "success_high": 0.75,
+        "by_type": {"pick": (1, 4)},
+        "cost": {"evaluation": {"num_env_steps": 30}},
+        "robustness": None,
+    }
+    check_objective(name)
+    assert objective_of(report, name) == pytest.approx(value, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", ["succes", "success.", "cost", "cost.train", "cost..seconds", "games"])
+def test_what_no_evaluation_has_is_no_objective(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"no objective .*cost\.PHASE\.FIGURE"):
+        check_objective(name)
