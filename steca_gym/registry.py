@@ -151,10 +151,18 @@ def import_object(path: str, kind: str = "object") -> Any:
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            public = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
-            raise ConfigError(explain_unknown(f"{kind} in {module_name}:", part, public))
+            raise ConfigError(explain_unknown(f"{kind} in {module_name}:", part, _own_names(found, module_name)))
         found = getattr(found, part)
     return found
+
+
+def _own_names(holder: Any, module: str) -> list[str]:
+    """What a module or class of it defines: no private names, and nothing that it has imported."""
+    return [
+        name
+        for name, value in getattr(holder, "__dict__", {}).items()
+        if not name.startswith("_") and not inspect.ismodule(value) and getattr(value, "__module__", module) == module
+    ]
 
 
 def import_dotted(path: str, kind: str = "object") -> Any:

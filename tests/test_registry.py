@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from steca_gym.errors import ConfigError, UnknownNameError
-from steca_gym.registry import Registry
+from steca_gym.registry import Registry, import_object
 
 
 def test_entries_are_imported_at_first_use() -> None:
@@ -86,3 +88,13 @@ def test_an_object_without_the_methods_of_its_kind_is_refused() -> None:
         table.check({"_target_": "no_such.Thing"})
     with pytest.raises(ConfigError, match="is a float, expected a class or function"):
         table.check({"name": "math:pi"})
+
+
+def test_a_wrong_name_in_a_module_is_answered_with_what_it_defines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "import os\nfrom pathlib import Path\n\nLIMIT = 3\n\n\nclass Mine:\n    pass\n\n\ndef _hidden():\n    pass\n"
+    (tmp_path / "odd_names.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"no agent in odd_names: 'Main'; did you mean 'Mine'\? known: LIMIT, Mine$"):
+        import_object("odd_names:Main", "agent")
