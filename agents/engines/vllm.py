@@ -102,6 +102,7 @@ class VLLMEngine:
 
     def poll(self) -> list[tuple[str, Completion | Exception]]:
         """Step until a row is done."""
+        done: list[tuple[str, Completion | Exception]]
         done, self._failed = self._failed, []
         while not done and self._rows:
             if not self.engine.has_unfinished_requests():
