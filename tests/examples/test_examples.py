@@ -12,7 +12,7 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-SLOW = {"reinforce.py"}
+SLOW = {"quickstart.py", "reinforce.py"}
 
 
 @pytest.mark.parametrize(
