@@ -62,6 +62,7 @@ def main(args: list[str]) -> int:
         make_editor=functools.partial(make_editor, run),
         title=run.name,
         stale=functools.partial(stale_models, run),
+        durability=config.buffer.durability,
     )
     for name in names:
         print(f"{name}: http://127.0.0.1:{port}/?token={access.invite(name)}", flush=True)

@@ -188,6 +188,19 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BufferConfig:
+    """How the run's buffer is written; part of no stage's key, because it changes no result."""
+
+    durability: Literal["process", "power"] = "process"
+    """what a commit survives, see ``CalibrationBuffer``: the process being killed, or a loss of power as well"""
+
+    def __post_init__(self) -> None:
+        """Refuse another word."""
+        if self.durability not in ("process", "power"):
+            raise ConfigError(f"buffer.durability must be 'process' or 'power', got {self.durability!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """The whole configuration of a run, typed. Groups that name an object stay plain: the registry makes it."""
 
@@ -208,6 +221,7 @@ class RunConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     review: ReviewConfig = ReviewConfig()
     """who decides about calibrations before a training uses them"""
+    buffer: BufferConfig = BufferConfig()
     runs_root: str = "runs"
     run_dir: str | None = None
 

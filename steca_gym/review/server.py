@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote
 
-from steca_gym.buffer import CalibrationBuffer
+from steca_gym.buffer import CalibrationBuffer, Durability
 from steca_gym.buffer.decisions import Decision, Standing, verify_trail
 from steca_gym.calibration.records import Calibration, calibration_from_json
 from steca_gym.errors import ConfigError, ConflictError, DataError, StecaError
@@ -82,6 +82,7 @@ class ReviewApp:
         make_editor: makes what executes edits, at the first edit; None: actions cannot be edited.
         title: the run's name.
         stale: the models that decisions have made stale, one line each.
+        durability: what a decision survives, see ``CalibrationBuffer``.
     """
 
     def __init__(
@@ -94,10 +95,11 @@ class ReviewApp:
         make_editor: Callable[[], Editor] | None = None,
         title: str = "run",
         stale: Callable[[], list[str]] = list,
+        durability: Durability = "process",
     ) -> None:
         """See the class."""
         self.path, self.config, self.access, self.port, self.title = path, config, access, port, title
-        self._make_editor, self._stale = make_editor, stale
+        self._make_editor, self._stale, self._durability = make_editor, stale, durability
         self._executing = threading.Lock()
         self._pages = Environment(loader=PackageLoader("steca_gym.review", "assets"), autoescape=True)
         self._pages.filters["visible"] = visible
@@ -299,7 +301,7 @@ class ReviewApp:
     def _decide(self, request: Request, session: Session, form: Mapping[str, str]) -> Response:
         calibration_id, word, why = request.path_params["calibration_id"], form.get("word", ""), form.get("why", "")
         version = _version(form)
-        with CalibrationBuffer(self.path) as buffer:
+        with CalibrationBuffer(self.path, durability=self._durability) as buffer:
             if word == "undone":
                 buffer.undo(calibration_id, who=session.who, why=why, version=version)
                 return _to(f"/c/{quote(calibration_id)}")
@@ -320,7 +322,7 @@ class ReviewApp:
             raise DataError("nothing can be executed here, so actions cannot be edited")
         calibration_id, version = request.path_params["calibration_id"], _version(form)
         edit = Edit(reflection=form.get("reflection", "").replace("\r\n", "\n"), action=form.get("action", ""))
-        with CalibrationBuffer(self.path) as buffer:
+        with CalibrationBuffer(self.path, durability=self._durability) as buffer:
             standing = buffer.standings().get(calibration_id, Standing())
             if version is not None and standing.num_entries != version:
                 raise ConflictError(

@@ -131,7 +131,7 @@ class RunContext:
         """The run's durable store."""
         from steca_gym.buffer import CalibrationBuffer
 
-        return CalibrationBuffer(self.folder / "buffer.sqlite")
+        return CalibrationBuffer(self.folder / "buffer.sqlite", durability=self.config.buffer.durability)
 
     @cached_property
     def ledger(self) -> Ledger:

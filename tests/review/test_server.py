@@ -234,6 +234,21 @@ def test_who_edits_may_not_approve_where_the_setting_says_so(tmp_path):
     assert decide(ben, calibration_id, "approved").status_code == 303
 
 
+@pytest.mark.parametrize(("durability", "synchronous"), [("process", 1), ("power", 2)])
+def test_decisions_survive_what_the_run_asks_for(tmp_path, monkeypatch, durability, synchronous):
+    server = Server(tmp_path, [result_of(0)], durability=durability)
+    opened = []
+    decided = CalibrationBuffer.decide
+
+    def decide_and_look(buffer, *args, **kwargs):
+        opened.append(buffer._db.execute("PRAGMA synchronous").fetchone()[0])
+        return decided(buffer, *args, **kwargs)
+
+    monkeypatch.setattr(CalibrationBuffer, "decide", decide_and_look)
+    assert decide(server.person("Ada"), "c-0", "approved").status_code == 303
+    assert opened == [synchronous]
+
+
 # -- what is shown ---------------------------------------------------------------------------------------------
 
 HOSTILE = "</textarea></script><script>hacked()</script><img src=x onerror=hacked()>\u202e\x1b[31m\ud800\"'"
