@@ -99,7 +99,8 @@ class ReviewApp:
     ) -> None:
         """See the class."""
         self.path, self.config, self.access, self.port, self.title = path, config, access, port, title
-        self._make_editor, self._stale, self._durability = make_editor, stale, durability
+        self._make_editor, self._stale = make_editor, stale
+        self._durability: Durability = durability
         self._executing = threading.Lock()
         self._pages = Environment(loader=PackageLoader("steca_gym.review", "assets"), autoescape=True)
         self._pages.filters["visible"] = visible

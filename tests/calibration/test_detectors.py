@@ -173,6 +173,34 @@ def test_bisect_finds_the_first_irrecoverable_step_of_the_agents_own_episode(roo
     assert calibration.trajectory.actions == ("wait", *("go on",) * room, "go on")
 
 
+@pytest.mark.parametrize(("first_repetition", "step"), [(True, 3), (False, 5)])
+def test_bisect_corrects_the_first_of_a_repetition(first_repetition: bool, step: int) -> None:
+    """The agent waits in room 2 for ever; sampled, it still goes on after one or two of these turns, not after three."""
+
+    def policy(request: TurnRequest, rng: random.Random) -> str:
+        past = [m.content.rsplit("Action: ", 1)[-1] for m in request.messages if m.role == "assistant"]
+        if not past:
+            return "detour" if request.sampling.temperature == 0 else "go on"
+        if not request.messages[-1].content.endswith("room 2."):
+            return "go on"
+        stuck = request.sampling.temperature == 0 or past.count("wait") >= 3
+        return "wait" if stuck else "go on"
+
+    settings = CalibrationSettings(detector="bisect", first_repetition=first_repetition)
+    result = calibrate(
+        Collector(make_silent, PolicyAgent(policy)), experts(1), settings=settings, make_env=make_silent
+    )
+    found = result.results[0]
+    assert found.error == ""
+    last = found.verdicts[-1]
+    assert (last.step, last.agent_action) == (step, "wait")
+    assert last.verdict == ("deviated" if first_repetition else "fatal")
+    assert last.note == ("the first of 3 in vain, after which the game is lost" if first_repetition else "")
+    (calibration,) = result.accepted
+    assert calibration.step == step
+    assert result_from_json(result_to_json(found)) == found
+
+
 def test_bisect_asks_the_world_before_it_samples() -> None:
     settings = CalibrationSettings(detector="bisect")
     result = calibrate(collect(slipping("jump", 3)), experts(1), settings=settings, make_env=make_corridor)

@@ -4,6 +4,9 @@ After ELPO (arXiv 2602.09598): a state is recoverable if the agent still wins fr
 continuations. Along a failed episode the last state is lost and the first is not; a binary search finds the step
 between. The episode leaves the demonstration at its first differing action, so the step found may lie where no
 demonstration leads: its correction then comes from an expert that can act there, or from the agent's own alternatives.
+
+An agent that repeats a refused action still wins now and then after each repetition but the last. What it has to learn is
+not to begin, so the correction starts at the first of them (``first_repetition``; this is not in ELPO).
 """
 
 from __future__ import annotations
@@ -111,11 +114,19 @@ class BisectDetector:
         probes: _Probes,
     ) -> Detection:
         first = case.differences[0]
-        step = first.step + found - 1
         over = found == len(states) - 1
         fatal = self._fatal(case, own, found, over, probes)
+        note = ""
+        begun = _first_repetition(own, first.step, found) if case.settings.first_repetition else found
+        if begun < found:
+            # After the first repetition the game is not lost yet, so nothing there is fatal.
+            note = f"the first of {found - begun + 1} in vain, after which the game is lost"
+            found, over, fatal = begun, False, ""
+        step = first.step + found - 1
         middle = [self._verdict(case, own, k, probes) for k in sorted(probes.outcomes) if k < found]
-        last = self._verdict(case, own, found, probes, verdict="fatal" if fatal else "deviated", fatal=fatal)
+        last = self._verdict(
+            case, own, found, probes, verdict="fatal" if fatal else "deviated", fatal=fatal, note=note
+        )
         timeline = (*before, *middle, last)
         on_path = found == 1
         prefix = own.steps[: step + 1]
@@ -155,6 +166,7 @@ class BisectDetector:
         probes: _Probes,
         verdict: str = "kept",
         fatal: FatalReason = "",
+        note: str = "",
     ) -> StepVerdict:
         step = case.differences[0].step + number - 1
         expert = case.exploration.expert
@@ -172,7 +184,18 @@ class BisectDetector:
             explored_score=own.score,
             basis="world" if fatal in ("ended", "unwinnable") else "values" if ahead and outcomes else "agent_value",
             fatal=fatal,
+            note=note,
         )
+
+
+def _first_repetition(own: Trajectory, first_step: int, found: int) -> int:
+    """The state after the first of the equal steps that end at the step found; ``found`` itself where none repeats."""
+    while found > 1:
+        here, ahead = own.steps[first_step + found - 1], own.steps[first_step + found - 2]
+        if (here.action, here.observation) != (ahead.action, ahead.observation):
+            break
+        found -= 1
+    return found
 
 
 def _estimate(outcomes: tuple[float, ...], level: float) -> Estimate:
