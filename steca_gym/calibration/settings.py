@@ -74,8 +74,8 @@ class CalibrationSettings:
     num_probes: int = 3
     """detector=bisect: continuations for each probed state, >= 1; a state counts as recoverable if one of them wins"""
     first_repetition: bool = True
-    """detector=bisect: where the step found repeats the action before it in vain (same action, same observation), correct
-    the first of these repetitions; False: the last one, which is the first irrecoverable step"""
+    """detector=bisect: where the step found repeats the action before it in vain (same action, same observation),
+    correct the first of these repetitions; False: the last one, which is the first irrecoverable step"""
     explore_temperature: float = 0.0
     """sampling temperature of the agent's exploring turns and of its greedy rollouts, >= 0"""
     max_steps: int = 40

@@ -175,7 +175,7 @@ def test_bisect_finds_the_first_irrecoverable_step_of_the_agents_own_episode(roo
 
 @pytest.mark.parametrize(("first_repetition", "step"), [(True, 3), (False, 5)])
 def test_bisect_corrects_the_first_of_a_repetition(first_repetition: bool, step: int) -> None:
-    """The agent waits in room 2 for ever; sampled, it still goes on after one or two of these turns, not after three."""
+    """The agent waits in room 2 for ever; sampled, it still goes on after one or two of these, not after three."""
 
     def policy(request: TurnRequest, rng: random.Random) -> str:
         past = [m.content.rsplit("Action: ", 1)[-1] for m in request.messages if m.role == "assistant"]
@@ -187,9 +187,7 @@ def test_bisect_corrects_the_first_of_a_repetition(first_repetition: bool, step:
         return "wait" if stuck else "go on"
 
     settings = CalibrationSettings(detector="bisect", first_repetition=first_repetition)
-    result = calibrate(
-        Collector(make_silent, PolicyAgent(policy)), experts(1), settings=settings, make_env=make_silent
-    )
+    result = calibrate(Collector(make_silent, PolicyAgent(policy)), experts(1), settings=settings, make_env=make_silent)
     found = result.results[0]
     assert found.error == ""
     last = found.verdicts[-1]

@@ -5,8 +5,8 @@ continuations. Along a failed episode the last state is lost and the first is no
 between. The episode leaves the demonstration at its first differing action, so the step found may lie where no
 demonstration leads: its correction then comes from an expert that can act there, or from the agent's own alternatives.
 
-An agent that repeats a refused action still wins now and then after each repetition but the last. What it has to learn is
-not to begin, so the correction starts at the first of them (``first_repetition``; this is not in ELPO).
+An agent that repeats a refused action still wins now and then after each repetition but the last. What it has to learn
+is not to begin, so the correction starts at the first of them (``first_repetition``; this is not in ELPO).
 """
 
 from __future__ import annotations
@@ -124,9 +124,7 @@ class BisectDetector:
             found, over, fatal = begun, False, ""
         step = first.step + found - 1
         middle = [self._verdict(case, own, k, probes) for k in sorted(probes.outcomes) if k < found]
-        last = self._verdict(
-            case, own, found, probes, verdict="fatal" if fatal else "deviated", fatal=fatal, note=note
-        )
+        last = self._verdict(case, own, found, probes, verdict="fatal" if fatal else "deviated", fatal=fatal, note=note)
         timeline = (*before, *middle, last)
         on_path = found == 1
         prefix = own.steps[: step + 1]
