@@ -212,6 +212,12 @@ class DecisionTrail:
             insert_decision(self._db, entry)
         return entry
 
+    def keep_decisions(self, entries: Sequence[Decision]) -> None:
+        """Take entries over as they stand, digests included, e.g. from a damaged buffer; nothing is checked."""
+        with self._writing():
+            for entry in entries:
+                insert_decision(self._db, entry)
+
     def decisions(self) -> list[Decision]:
         """The audit trail, oldest first."""
         names = _COLUMNS if self._version >= 3 else _COLUMNS[:5]

@@ -89,7 +89,7 @@ def check_is_buffer(db: sqlite3.Connection, path: Path) -> int | None:
     if found != "ok":
         raise StorageError(
             f"buffer {str(path)!r} is damaged ({found.splitlines()[0]}); restore a copy, or save what is "
-            "readable with `sqlite3 FILE .recover`"
+            "readable with `steca repair RUN`"
         )
     return version
 
@@ -156,5 +156,5 @@ def explain(error: BaseException) -> str:
     if "readonly" in text or "permission" in text or "unable to open" in text:
         return "make the folder writable, or choose another one"
     if "malformed" in text or "not a database" in text:
-        return "expected a buffer of a run; choose another folder, or restore a copy"
+        return "expected a buffer of a run: save what is readable with `steca repair RUN`, or restore a copy"
     return "what was committed is kept: free space and run the same command again"

@@ -196,7 +196,8 @@ def read_raw(folder: Path) -> dict[str, Any]:
         raise DataError(f"no run in {str(folder)!r}; give the folder that `steca run` printed") from error
     except (OSError, ValueError) as error:
         raise DataError(
-            f"cannot read {str(path)!r}: {error}; expected the record of a run; restore it or choose another folder"
+            f"cannot read {str(path)!r}: {error}; expected the record of a run; restore it (see `steca repair`) or "
+            "choose another folder"
         ) from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         held = raw.get("version", "unknown") if isinstance(raw, dict) else "unknown"
@@ -217,4 +218,6 @@ def read_record(folder: Path) -> RunRecord:
     try:
         return read_stored(RunRecord, held, where="")
     except DataError as error:
-        raise DataError(f"{str(path)!r} is damaged ({error}); restore it or choose another folder") from error
+        raise DataError(
+            f"{str(path)!r} is damaged ({error}); restore it, see `steca repair`, or choose another folder"
+        ) from error

@@ -23,6 +23,53 @@ SHARED = ".stages"
 """folder beside the runs: which run has done which stage"""
 
 
+def hold(folder: Path, on_wait: Callable[[str], None] | None = None) -> IO[str]:
+    """Hold a run's folder for this process; give what is returned to ``let_go``.
+
+    Args:
+        folder: of the run.
+        on_wait: called with one line where another process holds it, which is then waited for; None: raise.
+
+    Raises:
+        ConfigError: another process works on it.
+        OSError: the folder cannot be written.
+    """
+    path = folder / "run.lock"
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process, which has just begun"
+            if on_wait is not None:
+                on_wait(f"waiting for {holder}, which works on {str(folder)!r}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.close()  # it may be a file that was removed: look again
+                continue
+            file.close()
+            raise ConfigError(
+                f"{str(folder)!r} is being worked on by {holder}; wait for it, stop it, or choose another run_dir"
+            ) from error
+        # Its holder may have removed the file after we opened it: who opens it next would not see our lock.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        file.close()
+    file.truncate(0)
+    now = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}"
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
+    file.flush()
+    return file
+
+
+def let_go(folder: Path, lock: IO[str]) -> None:
+    """Let another process work on the run."""
+    with contextlib.suppress(OSError):
+        (folder / "run.lock").unlink()  # while it is held: nobody else's is removed
+    lock.close()
+
+
 class RunState:
     """The record of a run that this process works on.
 
@@ -67,41 +114,12 @@ class RunState:
         check_trusted(self.folder, raw)
 
     def _hold(self) -> None:
-        path = self.folder / "run.lock"
-        while True:
-            file = path.open("a+", encoding="utf-8")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                holder = file.read().strip() or "another process, which has just begun"
-                if self._on_wait is not None:
-                    self._on_wait(f"waiting for {holder}, which works on {str(self.folder)!r}")
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                    file.close()  # it may be a file that was removed: look again
-                    continue
-                file.close()
-                raise ConfigError(
-                    f"{str(self.folder)!r} is being worked on by {holder}; wait for it, stop it, or choose another "
-                    "run_dir"
-                ) from error
-            # Its holder may have removed the file after we opened it: who opens it next would not see our lock.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    break
-            file.close()
-        file.truncate(0)
-        now = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}"
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
-        file.flush()
-        self._lock = file
+        self._lock = hold(self.folder, self._on_wait)
 
     def release(self) -> None:
         """Let another process work on the run."""
         if self._lock is not None:
-            with contextlib.suppress(OSError):
-                (self.folder / "run.lock").unlink()  # while it is held: nobody else's is removed
-            self._lock.close()
+            let_go(self.folder, self._lock)
             self._lock = None
 
     @property
