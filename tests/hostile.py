@@ -616,7 +616,7 @@ def _overrides(made: list[str]) -> None:
     weight=6,
 )
 def _prices(made: bytes) -> None:
-    from steca_gym.reports.prices import read_prices
+    from steca_gym.prices import read_prices
 
     file = Path("prices.yaml")
     file.write_bytes(made)

@@ -25,7 +25,7 @@ LAYERS = (
     ("registry", "files", "seeding", "statistics"),
     ("jit",),
     ("settings", "agent", "turns", "spaces"),
-    ("env", "chat", "trajectory"),
+    ("env", "chat", "trajectory", "prices"),
     ("registration", "collectors", "distances", "provenance", "tracking"),
     ("step_rewards",),
     ("calibration", "training"),

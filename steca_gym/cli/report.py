@@ -22,9 +22,9 @@ from steca_gym.errors import ConfigError
 
 def main(args: list[str]) -> int:
     """Run the command."""
+    from steca_gym.prices import read_prices
     from steca_gym.registry import checked_call, reports
     from steca_gym.reports.base import Report
-    from steca_gym.reports.prices import read_prices
 
     given, paths = read_options("report", args, {"to": None, "form": "html", "prices": None}, positional=True)
     if not paths:

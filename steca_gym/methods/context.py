@@ -222,6 +222,8 @@ class RunConfig:
     review: ReviewConfig = ReviewConfig()
     """who decides about calibrations before a training uses them"""
     buffer: BufferConfig = BufferConfig()
+    prices: str | None = None
+    """a YAML file with a price table (``steca_gym.prices.Prices``), for what is shown; part of no stage's key"""
     runs_root: str = "runs"
     run_dir: str | None = None
 

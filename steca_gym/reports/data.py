@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from steca_gym import __version__
 from steca_gym.errors import DataError
-from steca_gym.reports.prices import Prices
+from steca_gym.prices import Prices
 from steca_gym.reports.tables import collect_rows
 from steca_gym.reports.text import one_line
 from steca_gym.reports.trajectories import JSON, explored
@@ -72,7 +72,11 @@ def report_data(runs: Sequence[RunFolder], prices: Prices | None = None) -> Repo
             described.append(_run(run, evaluation, [r for r in rows if r["run"] == index]))
     if prices is not None:
         for stage in (s for about in described for s in about["stages"]):
-            stage["money"] = prices.of(stage)
+            stage["money"] = prices.of(
+                num_sampled_tokens=stage["tokens"],
+                num_prompt_tokens_read=stage["tokens_read"],
+                seconds=stage["seconds"],
+            )
     summary = {
         "currency": prices.currency if prices is not None else "",
         "version": __version__,

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from typing import Any
 
+from steca_gym.prices import Prices
 from steca_gym.reports.base import Page
 from steca_gym.reports.data import report_data
-from steca_gym.reports.prices import Prices
 from steca_gym.reports.text import MAX_CHARS, visible
 from steca_gym.runs.folder import RunFolder
 

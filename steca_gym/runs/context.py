@@ -117,9 +117,10 @@ class RunContext:
     @cached_property
     def view(self) -> View:
         """What a person sees."""
+        from steca_gym.prices import read_prices
         from steca_gym.runs.view import View
 
-        return View()
+        return View(prices=read_prices(Path(self.config.prices)) if self.config.prices else None)
 
     @property
     def console(self) -> Console:
@@ -153,9 +154,8 @@ class RunContext:
         """Where metrics go; a failing tracker never stops the run."""
         from steca_gym.tracking import make_tracker
 
-        made = make_tracker(
-            self.config.logger, folder=self.folder, settings=redact_data(self.settings), sweep=self.sweep
-        )
+        settings = redact_data(self.settings)
+        made = make_tracker(self.config.logger, folder=self.folder, settings=settings, sweep=self.sweep)
         self.say(*made.opening_lines())
         return made
 

@@ -305,7 +305,8 @@ class Runner:
                 raise
             spent.update(add_up())
         counters = {k: v for k, v in spent.items() if k not in ("seconds", "elapsed")}
-        line = type(cost)(**counters).line()  # type: ignore[arg-type]
+        whole = type(cost)(**counters)  # type: ignore[arg-type]
+        line = whole.line() + context.view.money(whole, spent["elapsed"])
         context.view.say(f"  {title}: {spent['elapsed']:.0f} s; {line}", style="dim")
 
     # -- evaluation -----------------------------------------------------------------------------------------

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from steca_gym.collectors import Ledger
+    from steca_gym.collectors.ledger import Cost
     from steca_gym.methods.context import OnProgress
+    from steca_gym.prices import Prices
 
 Mode = Literal["live", "plain", "quiet"]
 
@@ -56,12 +58,20 @@ class Meter:
         total: how many there are; None: not known yet.
         ledger: what the run costs.
         clock: seconds; for tests.
+        prices: for amounts of money; None: none are shown.
     """
 
     def __init__(
-        self, title: str, total: int | None, ledger: Ledger, *, clock: Callable[[], float] = time.perf_counter
+        self,
+        title: str,
+        total: int | None,
+        ledger: Ledger,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        prices: Prices | None = None,
     ) -> None:
         """Begin now."""
+        self._prices = prices
         self.title, self.total = title, total
         self.done: int | None = None
         """None: nothing was heard yet"""
@@ -120,16 +130,21 @@ class Meter:
         return max(0, self.total - self.done) * since / done
 
     def cost(self) -> dict[str, float]:
-        """Tokens sampled, prompt tokens read and environment steps of this piece of work, and tokens per second."""
+        """Tokens sampled and read, environment steps, tokens per second and money of this piece of work."""
         now = self._ledger.total()
         values = (now.num_sampled_tokens, now.num_prompt_tokens_read, now.num_env_steps)
         sampled, read, steps = (a - b for a, b in zip(values, self._before, strict=True))
-        return {
+        found: dict[str, float] = {
             "num_sampled_tokens": sampled,
             "num_prompt_tokens_read": read,
             "num_env_steps": steps,
             "sampled_tokens_per_second": sampled / max(self.seconds, 1e-9),
         }
+        if self._prices is not None:
+            found["money"] = self._prices.of(
+                num_sampled_tokens=sampled, num_prompt_tokens_read=read, seconds=self.seconds
+            )
+        return found
 
     def figures(self) -> dict[str, float]:
         """For trackers: success so far with its 95 % interval, cost, seconds."""
@@ -152,6 +167,8 @@ class Meter:
             parts.append(f"{cost['num_prompt_tokens_read']:,.0f} read")
         if cost["num_env_steps"]:
             parts.append(f"{cost['num_env_steps']:,.0f} environment steps")
+        if self._prices is not None:
+            parts.append(self._prices.show(cost["money"]))
         return ", ".join(parts)
 
     def line(self) -> str:
@@ -192,6 +209,7 @@ class View:
         console: where to; None: the error stream.
         mode: None: chosen by where the console writes to.
         clock: seconds; for tests.
+        prices: what tokens and hours cost; None: no amounts of money are shown.
     """
 
     def __init__(
@@ -200,6 +218,7 @@ class View:
         *,
         mode: Mode | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        prices: Prices | None = None,
     ) -> None:
         """See the class."""
         from rich.console import Console as RichConsole
@@ -207,6 +226,7 @@ class View:
         self.console = console if console is not None else RichConsole(stderr=True)
         self.mode: Mode = mode or view_mode(is_terminal=self.console.is_terminal)
         self._clock = clock
+        self.prices = prices
 
     def say(self, *lines: str, style: str = "") -> None:
         """Show lines; texts from outside are shown as they are."""
@@ -214,6 +234,14 @@ class View:
             return
         for line in lines:
             self.console.print(line, style=style or None, highlight=False, soft_wrap=True, markup=False)
+
+    def money(self, cost: Cost, seconds: float) -> str:
+        """What a stage has cost, as the end of a line; empty where no prices are given."""
+        if self.prices is None:
+            return ""
+        sampled, read = cost.num_sampled_tokens, cost.num_prompt_tokens_read
+        amount = self.prices.of(num_sampled_tokens=sampled, num_prompt_tokens_read=read, seconds=seconds)
+        return f", {self.prices.show(amount)}"
 
     @contextlib.contextmanager
     def working(self, title: str) -> Iterator[Callable[[str], None]]:
@@ -232,7 +260,7 @@ class View:
 
         ``on_share`` is called with the meter after each further twentieth of the work, for trackers.
         """
-        meter = Meter(title, total, ledger, clock=self._clock)
+        meter = Meter(title, total, ledger, clock=self._clock, prices=self.prices)
         shown = 0
 
         def heard(*args: Any, **kwargs: Any) -> None:

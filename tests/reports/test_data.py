@@ -12,9 +12,9 @@ from steca_gym.buffer import CalibrationBuffer
 from steca_gym.calibration.records import Reflection
 from steca_gym.distances import HashEncoder, dndtw
 from steca_gym.errors import DataError, StecaError
+from steca_gym.prices import Prices, read_prices
 from steca_gym.reports import collect_rows
 from steca_gym.reports.data import flat, report_data
-from steca_gym.reports.prices import Prices, read_prices
 from steca_gym.reports.trajectories import align, verb, where_lost
 from steca_gym.runs.folder import RunFolder
 from steca_gym.trajectory import Step, Trajectory

@@ -17,6 +17,7 @@ from rich.console import Console
 from steca_gym.cli import main
 from steca_gym.collectors import Ledger
 from steca_gym.errors import ConfigError
+from steca_gym.prices import Prices
 from steca_gym.runs.view import Meter, Mode, View, counting, duration, view_mode
 from tests.runs.test_runner import TINY
 
@@ -233,3 +234,23 @@ def test_a_log_file_shows_every_stage_and_nothing_of_other_libraries(tmp_path: P
     for foreign in ("Loading weights", "it/s", "Warning", "\r", "\x1b"):
         assert foreign not in text, foreign
     assert done.stdout == ""
+
+
+def test_money_is_shown_where_prices_are_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    ledger = Ledger()
+    meter = Meter("games", 4, ledger, clock=lambda: now[0], prices=Prices(currency="EUR", sampled_tokens=2.0, hour=3.6))
+    ledger.cost.num_sampled_tokens += 500_000
+    now[0] = 100.0
+    meter.update(2)
+    assert meter.figures()["money"] == pytest.approx(1.0 + 0.1)
+    assert ", 1.10 EUR, 1 min 40 s" in meter.line()
+    assert "money" not in Meter("games", 4, ledger).figures()
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("{currency: EUR, hour: 36000}")
+    args = ["evaluate", "agent=random", "preset=smoke", f"runs_root={tmp_path / 'runs'}", f"prices={prices}"]
+    assert main(args) == 0
+    assert re.search(r"evaluation: .*, [\d.,]+ EUR", capsys.readouterr().err)
+    prices.write_text("{sampled: 1}")
+    assert main(args) == 2
+    assert "sampled" in capsys.readouterr().err

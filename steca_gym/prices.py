@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from steca_gym.errors import DataError
 from steca_gym.settings import read_settings
@@ -31,10 +30,15 @@ class Prices:
             if not (value >= 0 and math.isfinite(value)):
                 raise DataError(f"{name} must be a price >= 0, got {value}")
 
-    def of(self, stage: dict[str, Any]) -> float:
-        """The cost of a stage of a report's data."""
-        tokens = self.sampled_tokens * stage["tokens"] + self.prompt_tokens * stage["tokens_read"]
-        return float(tokens / 1e6 + self.hour * stage["seconds"] / 3600)
+    def of(self, *, num_sampled_tokens: float, num_prompt_tokens_read: float, seconds: float) -> float:
+        """What a piece of work has cost; ``seconds`` of wall time."""
+        tokens = self.sampled_tokens * num_sampled_tokens + self.prompt_tokens * num_prompt_tokens_read
+        return float(tokens / 1e6 + self.hour * seconds / 3600)
+
+    def show(self, amount: float) -> str:
+        """``0.42 USD``; small amounts keep two digits that say something."""
+        digits = 2 if amount >= 0.1 or amount == 0 else 4
+        return f"{amount:,.{digits}f} {self.currency}"
 
 
 def read_prices(path: Path) -> Prices:
