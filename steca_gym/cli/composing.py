@@ -133,10 +133,15 @@ def search_path(folders: Sequence[str]) -> list[str]:
     return [f"hydra.searchpath=[{places}]"] if folders else []
 
 
-def explain_overrides(args: Sequence[str]) -> None:
+def explain_overrides(args: Sequence[str]) -> DictConfig:
     """Compose once ahead of Hydra, so that a wrong group, choice or key gets one line with the nearest right one.
 
-    Raises UnknownNameError or ConfigError; returns quietly for what composes.
+    Returns:
+        What composes; of a sweep its first job.
+
+    Raises:
+        UnknownNameError: a group, choice or key that does not exist.
+        ConfigError: what is no override, or does not compose.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException, OverrideParseException
@@ -167,7 +172,7 @@ def explain_overrides(args: Sequence[str]) -> None:
                     raise UnknownNameError(explain_unknown(key, choice, known))
         single.append(f"{text.partition('=')[0]}={values[0]}" if values else text)
     try:
-        compose(single, folders)
+        return compose(single, folders)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError for odd groups
         raise ConfigError(_reason(str(error), single, folders)) from error
 

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from steca_gym.evaluation import EvaluationReport
     from steca_gym.runs import Runner
+    from steca_gym.sweeps import JobOutcome
 
 Job = Callable[["Runner"], "EvaluationReport | None"]
 
@@ -55,7 +56,10 @@ def run_jobs(command: str, args: Sequence[str], job: Job, *, help_text: str, ext
     check_flags(command, args)
     passive = any(a.split("=")[0] in _PASSIVE for a in args)
     _check_engines(args)
-    explain_overrides([a for a in args if a not in _PASSIVE and a not in ("job", "hydra", "all")] if passive else args)
+    cfg = explain_overrides([a for a in args if a not in (*_PASSIVE, "job", "hydra", "all")] if passive else args)
+    if not (passive or folders or {*args} & {*_MULTIRUN} or any("hydra" in a for a in args)):
+        # Hydra's own command line would compose the same twice more, which takes longer than all else.
+        return _play(cfg, job, fixed, overrides=_of_the_task(own_objects(args)), config_dirs=[]).code
     return _under_hydra(command, args, folders, fixed, job)
 
 
@@ -101,10 +105,8 @@ def check_flags(command: str, args: Sequence[str]) -> None:
 def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[str, Any], job: Job) -> int:
     import hydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf, open_dict
-    from omegaconf.errors import OmegaConfBaseException
 
-    from steca_gym.sweeps import JobOutcome, end_with_parent, failure_lines, register, take_outcomes
+    from steca_gym.sweeps import end_with_parent, failure_lines, register, take_outcomes
 
     register()
     take_outcomes()
@@ -118,36 +120,13 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
 
     @hydra.main(version_base="1.3", config_path="pkg://steca_gym.conf", config_name="config")
     def main(cfg: DictConfig) -> JobOutcome:
-        # A sweep's jobs may run elsewhere: what became of one is what it returns.
-        from steca_gym.cli import missing_extras, storage_errors
-
         end_with_parent()
-        code, line, value = 0, "", math.nan
         own = task_overrides()
         given = dict(o.lstrip("+~").split("=", 1) for o in own if "=" in o)
         swept = {key: value for key, value in given.items() if key in keys} if sweep else None
-        # A failing job of a sweep must not take its siblings along, and Hydra would print a stack for it.
-        try:
-            with open_dict(cfg):
-                for key, setting in fixed.items():
-                    OmegaConf.update(cfg, key, setting, force_add=True)
-            with (
-                storage_errors(),
-                missing_extras(),
-                opened(cfg, overrides=own, config_dirs=folders, sweep=sweep, swept=swept) as runner,
-            ):
-                report = job(runner)
-                show(runner, report)
-                value = _objective(report)
-                runner.context.console.print(f"run: {runner.folder}", markup=False, highlight=False, soft_wrap=True)
-        except errors.StecaError as error:
-            code, line = exit_code(error), " ".join(str(error).split())
-        except OmegaConfBaseException as error:
-            code, line = 2, f"a setting does not resolve: {redact(' '.join(str(error).split()))}"
-        if code:
-            print(f"steca: {line}", file=sys.stderr)
-        codes.append(code)
-        return JobOutcome(value, code, line)
+        outcome = _play(cfg, job, fixed, overrides=own, config_dirs=folders, sweep=sweep, swept=swept)
+        codes.append(outcome.code)
+        return outcome
 
     hydra_args = [a for a in args if not a.startswith("--config-dir=")]
     hydra_args = own_objects(without_config_dirs(hydra_args))
@@ -178,6 +157,37 @@ def _under_hydra(command: str, args: list[str], folders: list[str], fixed: dict[
     for line in failure_lines(outcomes):
         print(line, file=sys.stderr)
     return max([*codes, *(o.code for o in outcomes)], default=0)
+
+
+def _play(cfg: DictConfig, job: Job, fixed: Mapping[str, Any], **about: Any) -> JobOutcome:
+    """Open a runner for a composed configuration and hand it to the job; what goes wrong is printed in one line.
+
+    A sweep's jobs may run elsewhere: what became of one is what it returns.
+    """
+    from omegaconf import OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    from steca_gym.cli import missing_extras, storage_errors
+    from steca_gym.sweeps import JobOutcome
+
+    code, line, value = 0, "", math.nan
+    # A failing job of a sweep must not take its siblings along, and Hydra would print a stack for it.
+    try:
+        with open_dict(cfg):
+            for key, setting in fixed.items():
+                OmegaConf.update(cfg, key, setting, force_add=True)
+        with storage_errors(), missing_extras(), opened(cfg, **about) as runner:
+            report = job(runner)
+            show(runner, report)
+            value = _objective(report)
+            runner.context.console.print(f"run: {runner.folder}", markup=False, highlight=False, soft_wrap=True)
+    except errors.StecaError as error:
+        code, line = exit_code(error), " ".join(str(error).split())
+    except OmegaConfBaseException as error:
+        code, line = 2, f"a setting does not resolve: {redact(' '.join(str(error).split()))}"
+    if code:
+        print(f"steca: {line}", file=sys.stderr)
+    return JobOutcome(value, code, line)
 
 
 def _objective(report: EvaluationReport | None) -> float:
@@ -325,4 +335,9 @@ def task_overrides() -> list[str]:
         return []
     # As they were given: `key=${oc.env:PASSWORD}` must neither be stored as the password, nor come back as another one.
     task: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    return [o for o in map(str, task) if o.partition("=")[0].lstrip("+") not in ("run_dir", "runs_root")]
+    return _of_the_task(map(str, task))
+
+
+def _of_the_task(overrides: Iterable[str]) -> list[str]:
+    """Without those that say where the run lies."""
+    return [o for o in overrides if o.partition("=")[0].lstrip("+") not in ("run_dir", "runs_root")]
