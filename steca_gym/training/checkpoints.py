@@ -182,16 +182,17 @@ _SAMPLING_FIELDS = ("temperature", "top_p", "min_p", "top_h", "typical_p", "top_
 _BEAM_FIELDS = ("early_stopping", "length_penalty")
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+def save_model(model: Any, tokenizer: Any, folder: Path, *, weights: dict[str, Any] | None = None) -> None:
     """Write model and tokenizer so that the folder never looks complete before it is.
 
-    The files are written to a folder beside and moved in, the weights last.
+    The files are written to a folder beside and moved in, the weights last. ``weights``: in place of the model's own,
+    which may be sharded over processes.
     """
     part = folder / ".part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        model.save_pretrained(part)
+        model.save_pretrained(part, state_dict=weights)
         tokenizer.save_pretrained(part)
         for path in sorted(part.iterdir(), key=lambda p: (p.suffix in (".safetensors", ".bin"), p.name)):
             _move(path, folder / path.name)

@@ -175,8 +175,9 @@ def _attempt(
         return None
     train_seconds = time.perf_counter() - loop_start
     checkpoints.check_finite(trainer.model)
+    weights = trl_adapter.gathered_weights(trainer)  # in every process, also in those that do not write
     if first:
-        checkpoints.save_model(trl_adapter.merged(trainer), tokenizer, out)
+        checkpoints.save_model(trl_adapter.merged(trainer), tokenizer, out, weights=weights)
     trainer.accelerator.wait_for_everyone()
     losses = trainer.losses
     tenth = max(1, len(losses) // 10)

@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from steca_gym.provenance import PROVENANCE_FILE
 from steca_gym.training import checkpoints
 from steca_gym.training.base import EpisodeGroup
 from steca_gym.training.policy_batches import PolicyBatches, PolicyRow, make_rows
+from steca_gym.training.processes import Processes
 from steca_gym.training.quiet import quiet_transformers
 from steca_gym.training.samples import encode_samples
 from steca_gym.training.settings import PolicyGradientSettings, padding_multiple
@@ -36,6 +36,9 @@ _NO_LIMIT = 1 << 62
 
 _SAME_RESULT = ("per_device_batch_size", "pad_to_multiple_of", "gradient_checkpointing")
 """settings that do not change what is trained (but for rounding)"""
+
+_FIGURES = ("loss", "entropy", "approx_kl", "clip_fraction")
+"""summed over the tokens of a step"""
 
 
 class LiveAgent(Agent, Protocol):
@@ -69,7 +72,10 @@ class PolicyGradient:
             metrics = trainer.step(groups_of(episodes))
             trainer.save(Path("online"))
 
-    The weights are trained in the model's own number type: use a float32 model. One process only.
+    The weights are trained in the model's own number type: use a float32 model.
+
+    In several processes (``accelerate launch`` with the configuration ``ddp``) each is given the same episodes and
+    trains on its share; loss and weights are those of one process, but for rounding and the draws of dropout.
     """
 
     def __init__(self, settings: PolicyGradientSettings, *, agent: LiveAgent, prompt: Prompt) -> None:
@@ -81,7 +87,7 @@ class PolicyGradient:
             prompt: what comes before every episode; never trained on.
 
         Raises:
-            ConfigError: an agent without a model, or more than one process.
+            ConfigError: an agent without a model, or a launcher that shards it.
             CheckpointError: a tokenizer or a generation config that cannot be used or saved.
         """
         import torch
@@ -91,11 +97,7 @@ class PolicyGradient:
                 f"agent {agent.name!r} has no model to train; expected one with .model and .tokenizer, such as "
                 "TransformersAgent(model=model, tokenizer=tokenizer)"
             )
-        if int(os.environ.get("WORLD_SIZE", "1")) != 1:
-            raise ConfigError(
-                f"PolicyGradient trains in one process, got WORLD_SIZE={os.environ['WORLD_SIZE']}; start it "
-                "without torchrun"
-            )
+        self.processes = Processes()
         self.settings = settings
         self.agent: Agent = agent
         self.prompt = prompt
@@ -133,12 +135,13 @@ class PolicyGradient:
         import torch
 
         episodes, num_cut = self._encode(groups)
+        self.processes.check_equal([[row.sample.input_ids for row in rows] for rows in episodes], "episodes")
         settings = self.settings
         bf16, on_cpu = settings.precision == "bf16", self._model.device.type == "cpu"
         multiple = padding_multiple(settings, bf16=bf16, on_cpu=on_cpu)
         batches = PolicyBatches(episodes, self._tokenizer.pad_token_id, multiple)
         totals: dict[str, float] = {}
-        seed = (settings.seed << 32) + self.num_steps
+        seed = (settings.seed << 32) + self.num_steps + (self.processes.rank << 24)
         # Dropout draws from a seed of the step's own, so that a restored training draws the same.
         with torch.random.fork_rng(devices=[]), self._training() as plain_head:
             torch.manual_seed(seed % (1 << 63))
@@ -175,8 +178,10 @@ class PolicyGradient:
                 shutil.copy2(out / PROVENANCE_FILE, folder / PROVENANCE_FILE)
 
         checkpoints.check_finite(self._model)
-        with quiet_transformers(), storage_errors("the training", out):
-            checkpoints.replace_folder(out, write)
+        if self.processes.is_first:
+            with quiet_transformers(), storage_errors("the training", out):
+                checkpoints.replace_folder(out, write)
+        self.processes.wait()
 
     def restore(self, path: Path) -> None:
         """Load what ``save`` wrote into the live weights and the optimizer, bit for bit.
@@ -336,7 +341,7 @@ class PolicyGradient:
         num_tokens = sum(batches.num_covered[i] for i in indices)
         divisor = num_tokens if settings.loss_normalization == "tokens" else len(episodes)
         sums: dict[str, float] = {}
-        for part in batches.micro(indices, settings.per_device_batch_size):
+        for part in batches.micro(self.processes.share(indices), settings.per_device_batch_size):
             batch = batches.inputs(part, self._model.device)
             new, entropy = self._forward(self._model, batch, plain_head)
             advantages, given = batches.targets(part, self._model.device)
@@ -372,6 +377,9 @@ class PolicyGradient:
                 }
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
+        self.processes.sum_gradients(self._parameters)
+        names = _FIGURES if self._reference is None else (*_FIGURES, "kl")
+        sums = self.processes.sums(sums, names, self._model.device)
         limit = settings.max_grad_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
         if not math.isfinite(norm):

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from steca_gym.errors import TrainingError
+from steca_gym.errors import CheckpointError, TrainingError
 from steca_gym.files import write_json
 from steca_gym.training import checkpoints
 from steca_gym.training.base import OnLog
@@ -129,12 +129,18 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
             )
         self._step_loss = loss if self._step_loss is None else self._step_loss + loss
         if self.accelerator.sync_gradients:
-            self.losses.append(float(self._step_loss))
+            self.losses.append(self._over_processes(self._step_loss))
             self._step_loss = None
             for name, value in self._step_metrics.items():
-                self.metrics.setdefault(name, []).append(float(value))
+                self.metrics.setdefault(name, []).append(self._over_processes(value))
             self._step_metrics = {}
         return loss
+
+    def _over_processes(self, value: torch.Tensor) -> float:
+        """The mean over the processes, which is the whole batch's value."""
+        if self.accelerator.num_processes > 1:
+            value = self.accelerator.reduce(value.detach().clone(), "mean")  # pyright: ignore[reportAssignmentType]
+        return float(value)
 
     def mean_metrics(self, num_steps: int) -> dict[str, float]:
         """The loss's metrics, means over the last steps of this process."""
@@ -152,7 +158,8 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
             saved = folder / f"checkpoint-{self.state.global_step}"
             names, rows = list(self.metrics), zip(*self.metrics.values(), strict=True)
             by_step = [dict(zip(names, row, strict=True)) for row in rows]
-            write_json(saved / _HISTORY, {"losses": self.losses, "metrics": by_step})
+            held = {"losses": self.losses, "metrics": by_step, "world_size": self.accelerator.num_processes}
+            write_json(saved / _HISTORY, held)
             checkpoints.write_manifest(saved)
             # Older ones go only now: at any moment there is a complete checkpoint.
             old = sorted(folder.glob("checkpoint-*"), key=checkpoints.step_of)[: -self._num_checkpoints_kept]
@@ -162,8 +169,19 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
     _num_checkpoints_kept = 1
 
     def resume_history(self, checkpoint: Path) -> None:
-        """Take up the losses of the steps before a checkpoint, so that the report is that of an uninterrupted run."""
+        """Take up the losses of the steps before a checkpoint, so that the report is that of an uninterrupted run.
+
+        Raises:
+            CheckpointError: it was written by another number of processes, which saw other batches.
+        """
         history = json.loads((checkpoint / _HISTORY).read_text(encoding="utf-8"))
+        here = self.accelerator.num_processes
+        if history.get("world_size", here) != here:
+            raise CheckpointError(
+                f"{str(checkpoint)!r} was written by {history['world_size']} processes, and this training has {here}: "
+                f"its steps would see other batches; start {history['world_size']} processes, or remove "
+                f"{str(checkpoint.parent)!r} to begin again"
+            )
         self.losses = history["losses"]
         self.metrics = {name: [m[name] for m in history["metrics"]] for name in (history["metrics"] or [{}])[0]}
 
@@ -332,6 +350,29 @@ def merged(trainer: StepTrainer) -> Any:
     """The trained model as a plain one: adapters are merged into the weights."""
     trained: Any = trainer.model
     return trained.merge_and_unload() if hasattr(trained, "merge_and_unload") else trained
+
+
+def gathered_weights(trainer: StepTrainer) -> dict[str, Any] | None:
+    """The whole weights where they are sharded over processes (FSDP, ZeRO 3); None: each process holds them.
+
+    Call it in every process.
+    """
+    if not is_sharded(trainer):
+        return None
+    weights: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return weights
+
+
+def is_sharded(trainer: StepTrainer) -> bool:
+    """Whether no process holds the whole model."""
+    from accelerate.utils import DistributedType
+
+    kind = trainer.accelerator.distributed_type
+    return kind == DistributedType.FSDP or (kind == DistributedType.DEEPSPEED and _zero_stage(trainer) == 3)
+
+
+def _zero_stage(trainer: StepTrainer) -> int:
+    return int(trainer.accelerator.state.deepspeed_plugin.zero_stage)
 
 
 def from_first_process(trainer: StepTrainer, make: Callable[[], Any]) -> Any:
