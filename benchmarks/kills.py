@@ -5,7 +5,7 @@
     .venv/bin/python benchmarks/kills.py --minutes 30 --state kills.json  goes on where it stopped
     .venv/bin/python benchmarks/kills.py --print --state kills.json       the table of what was done so far
 
-A round is one folder: up to three kills, each followed by the same command, the last of these to its end; then the
+A round is one folder: up to four kills, each followed by the same command, the last of these to its end; then the
 commands once more, which must change nothing. Moments come from ``--seed``, the scenario's name and the round's number.
 What is compared: ``tests/killing.py``. The state is kept in ``--state``, a JSON file, after each round. It exits 1 where
 something did not hold; the folders of such rounds are kept.
@@ -140,7 +140,9 @@ class Series:
             play_whole(scenario, folder, self._source or folder)  # the first one may compile kernels
             shutil.rmtree(folder)
             self._wholes[name] = whole = play_whole(scenario, folder, self._source or folder)
-            print(f"{name}: {whole.seconds:.1f} s, {whole.idle_seconds:.1f} s of them before its first file", flush=True)
+            print(
+                f"{name}: {whole.seconds:.1f} s, {whole.idle_seconds:.1f} s of them before its first file", flush=True
+            )
         return self._wholes[name]
 
 

@@ -33,6 +33,8 @@ TOKEN = "STECA_TEST_KILLS"
 POLL_S = 0.005
 ORPHAN_S = 60.0
 """seconds that workers may take to notice that their command is gone; Ray's have their own pace"""
+MAX_KILLS = 4
+"""of one folder"""
 MAX_S = 600.0
 """seconds after which a command counts as hung"""
 
@@ -155,10 +157,24 @@ def orphans_left(token: str) -> int:
 # -- reading what is left ---------------------------------------------------------------------------------------------
 
 
-def tables(folder: Path) -> dict[str, list[Row]]:
-    """The rows of a run's buffer, sorted; raises sqlite3.Error where it is damaged."""
+def tables(folder: Path, *, costs: bool = True) -> dict[str, list[Row]]:
+    """The rows of a run's buffer, sorted; raises sqlite3.Error where it is damaged.
+
+    ``costs``: with the continuations, steps and tokens that were spent on each result. A race asks for some continuations
+    that are not needed after all; how many depends on what else is under way.
+    """
     with contextlib.closing(sqlite3.connect(folder / "buffer.sqlite")) as db:
-        return {name: sorted(db.execute(f"SELECT * FROM {name}").fetchall(), key=repr) for name in TABLES}
+        found = {name: sorted(db.execute(f"SELECT * FROM {name}").fetchall(), key=repr) for name in TABLES}
+    if not costs:
+        found["results"] = [(*row[:2], _without_costs(row[2])) for row in found["results"]]
+    return found
+
+
+def _without_costs(payload: str) -> str:
+    result = json.loads(payload)
+    for counter in ("num_samples", "num_env_steps", "num_sampled_tokens"):
+        del result["counts"][counter]
+    return json.dumps(result, sort_keys=True)
 
 
 def rows_seen(folder: Path) -> set[Row]:
@@ -201,7 +217,7 @@ def contents(folder: Path, *, leave_out: Sequence[str] = ("run.lock",)) -> dict[
 
 def is_temporary(name: str) -> bool:
     """Whether a path is one of a write under way."""
-    return any(part.startswith(".") and part.endswith((".part", ".old")) for part in Path(name).parts)
+    return any(part.endswith((".part", ".old")) for part in Path(name).parts)
 
 
 def loads(model: Path) -> bool:
@@ -243,7 +259,7 @@ TINY = [
     "preset.num_replayed=8",
     "env.num_train_tasks=12",
 ]
-_MANY = ["agent=stumbling", "env.kwargs.num_tasks=80", "env.num_train_tasks=80", "env.num_eval_tasks=40"]
+_MANY = ["agent=stumbling", "env.kwargs.num_tasks=48", "env.num_train_tasks=48", "env.num_eval_tasks=30"]
 _FEW = [*TINY, "env.num_train_tasks=6", "preset.step_rewards.num_samples=1"]
 _ONLINE = [
     "method=grpo",
@@ -266,6 +282,8 @@ class Scenario:
     """share of the kills"""
     models: tuple[str, ...] = ()
     """model folders, whose weights have to be equal and load"""
+    costs: bool = True
+    """whether what each result has cost has to be equal, too"""
 
 
 def _collecting(*overrides: str) -> Callable[[Path, Path], list[list[str]]]:
@@ -287,7 +305,7 @@ def _exporting(folder: Path, source: Path) -> list[list[str]]:
 
 def _importing(folder: Path, source: Path) -> list[list[str]]:
     demos = source.with_name("export") / "trajectories.jsonl"
-    return [["import", *CONF, str(demos), "env=corridor", "env.kwargs.num_tasks=80", f"to={folder / 'demos.jsonl'}"]]
+    return [["import", *CONF, str(demos), "env=corridor", "env.kwargs.num_tasks=48", f"to={folder / 'demos.jsonl'}"]]
 
 
 def _reporting(folder: Path, source: Path) -> list[list[str]]:
@@ -296,11 +314,13 @@ def _reporting(folder: Path, source: Path) -> list[list[str]]:
 
 SCENARIOS: dict[str, Scenario] = {
     "collection": Scenario("collection, calibration, evaluation; this process", _collecting(*FIXED), weight=50),
-    "racing": Scenario("the same, racing step rewards", _collecting(), weight=30),
+    "racing": Scenario("the same, racing step rewards", _collecting(), weight=30, costs=False),
     "processes": Scenario(
         "the same, `executor=processes`", _collecting(*FIXED, "executor=processes", "executor.num_workers=2"), weight=30
     ),
-    "ray": Scenario("the same, `executor=ray`", _collecting(*FIXED, "executor=ray", "executor.num_workers=2"), weight=4),
+    "ray": Scenario(
+        "the same, `executor=ray`", _collecting(*FIXED, "executor=ray", "executor.num_workers=2"), weight=4
+    ),
     "training": Scenario(
         "`method=steca`: warm-up, calibration, training, evaluation; saved at every step",
         _running("method=steca"),
@@ -333,7 +353,7 @@ class Whole:
 
 @dataclass
 class Round:
-    """One folder: up to three kills, each followed by the same command, the last of these to its end."""
+    """One folder: up to ``MAX_KILLS`` kills, each followed by the same command, the last of these to its end."""
 
     kills: int = 0
     resumed: int = 0
@@ -387,27 +407,32 @@ def play_round(scenario: Scenario, whole: Whole, folder: Path, source: Path, rng
     commands, found, first = scenario.commands(folder, source), Round(), 0
     token, seen = uuid.uuid4().hex, set[Row]()
     is_run = scenario.kind == "run"
-    for _ in range(rng.randint(1, 3)):
+    left_s = work_s = whole.seconds - whole.idle_seconds
+    for _ in range(rng.randint(1, MAX_KILLS)):
         from_start = rng.random() < 0.2
-        span = whole.seconds if from_start else whole.seconds - whole.idle_seconds
+        span = whole.idle_seconds + left_s if from_start else left_s
+        moment = rng.uniform(0, span)
+        # What is done by now is not done again, so that a later moment would come after the end.
+        left_s = max(0.15 * work_s, left_s - moment)
         see = (lambda: seen.update(rows_seen(folder))) if is_run else (lambda: None)
         played = play(
             commands,
             folder,
             first=first,
-            kill_after=rng.uniform(0, span),
+            kill_after=moment,
             from_start=from_start,
             token=token,
             before_kill=see,
         )
-        found.resumed = found.kills if not played.problem else found.resumed
-        first = played.next_command
+        if played.problem:
+            break
+        found.resumed, first = found.kills, played.next_command
         if not played.killed:
             break
         found.kills += 1
         if is_run:
-            left, sound = rows_left(folder)
-            seen |= left
+            rows, sound = rows_left(folder)
+            seen |= rows
             found.torn += not sound
         else:
             goal = contents(whole.folder)
@@ -415,7 +440,8 @@ def play_round(scenario: Scenario, whole: Whole, folder: Path, source: Path, rng
             torn = [k for k, v in now.items() if goal.get(k) != v]
             found.torn += len(torn)
             found.problems += [f"torn: {k}" for k in torn]
-    played = play(commands, folder, first=first, token=token)
+    if not played.problem:
+        played = play(commands, folder, first=first, token=token)
     if played.problem:
         found.problems.append(played.problem)
     else:
@@ -438,8 +464,8 @@ def _compare(scenario: Scenario, whole: Path, folder: Path, seen: set[Row], foun
         found.equal = held == expected
         found.problems += [f"differs: {k}" for k in sorted(set(held) | set(expected)) if held.get(k) != expected.get(k)]
         return
-    expected_rows, rows = tables(whole), tables(folder)
-    flat = {(name, *row) for name, table in rows.items() for row in table}
+    flat = {(name, *row) for name, table in tables(folder).items() for row in table}
+    expected_rows, rows = (tables(f, costs=scenario.costs) for f in (whole, folder))
     found.lost = len(seen - flat)
     found.equal = rows == expected_rows
     found.problems += [f"table {name} differs" for name in TABLES if rows[name] != expected_rows[name]]
