@@ -5,7 +5,7 @@
     .venv/bin/python benchmarks/kills.py --minutes 30 --state kills.json  goes on where it stopped
     .venv/bin/python benchmarks/kills.py --print --state kills.json       the table of what was done so far
 
-A round is one folder: up to four kills, each followed by the same command, the last of these to its end; then the
+A round is one folder: two to six kills, each followed by the same command, the last of these to its end; then the
 commands once more, which must change nothing. Moments come from ``--seed``, the scenario's name and the round's number.
 What is compared: ``tests/killing.py``. The state is kept in ``--state``, a JSON file, after each round. It exits 1 where
 something did not hold; the folders of such rounds are kept.
@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from _machine import machine_line  # noqa: E402
 
 from steca_gym.files import write_json  # noqa: E402
-from tests.killing import SCENARIOS, Scenario, Whole, play, play_round, play_whole  # noqa: E402
+from tests.killing import SCENARIOS, Scenario, Whole, make_source, play_round, play_whole  # noqa: E402
 
 COLUMNS = (
     "kills",
@@ -51,16 +51,6 @@ def shares(names: list[str], kills: int) -> dict[str, int]:
     """How many kills each scenario gets, by its weight; at least one."""
     total = sum(SCENARIOS[n].weight for n in names)
     return {n: max(1, round(kills * SCENARIOS[n].weight / total)) for n in names}
-
-
-def make_source(work: Path) -> Path:
-    """A finished run with its export beside it, which exports, imports and reports read."""
-    source = work / "source" / "run"
-    play_whole(SCENARIOS["collection"], source, source)
-    played = play([["export", f"run={source}", f"to={source.with_name('export')}"]], source)
-    if played.problem:
-        raise RuntimeError(played.problem)
-    return source
 
 
 def row(name: str, rounds: list[dict[str, Any]]) -> str:
@@ -134,7 +124,7 @@ class Series:
 
     def _whole(self, name: str, scenario: Scenario) -> Whole:
         if scenario.kind == "files" and self._source is None:
-            self._source = make_source(self.work)
+            self._source = make_source(self.work / "source" / "run")
         if name not in self._wholes:
             folder = self.work / name / "whole" / "run"
             play_whole(scenario, folder, self._source or folder)  # the first one may compile kernels

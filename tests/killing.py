@@ -12,9 +12,7 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -25,20 +23,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.left_behind import TABLES, Row, contents, evaluation, is_temporary, loads, rows_left, rows_seen, tables
+
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ["--config-dir", str(ROOT / "tests" / "conf")]
-TABLES = ("trajectories", "steps", "step_rewards", "samples", "calibrations", "results", "progress")
 TOKEN = "STECA_TEST_KILLS"
 """environment variable by which the processes of a killed command are found"""
 POLL_S = 0.005
 ORPHAN_S = 60.0
 """seconds that workers may take to notice that their command is gone; Ray's have their own pace"""
-MAX_KILLS = 4
+MAX_KILLS = 6
 """of one folder"""
 MAX_S = 600.0
 """seconds after which a command counts as hung"""
-
-Row = tuple[Any, ...]
 
 
 # -- playing commands -------------------------------------------------------------------------------------------------
@@ -152,84 +149,6 @@ def orphans_left(token: str) -> int:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
     return len(left)
-
-
-# -- reading what is left ---------------------------------------------------------------------------------------------
-
-
-def tables(folder: Path, *, costs: bool = True) -> dict[str, list[Row]]:
-    """The rows of a run's buffer, sorted; raises sqlite3.Error where it is damaged.
-
-    ``costs``: with the continuations, steps and tokens that were spent on each result. A race asks for some continuations
-    that are not needed after all; how many depends on what else is under way.
-    """
-    with contextlib.closing(sqlite3.connect(folder / "buffer.sqlite")) as db:
-        found = {name: sorted(db.execute(f"SELECT * FROM {name}").fetchall(), key=repr) for name in TABLES}
-    if not costs:
-        found["results"] = [(*row[:2], _without_costs(row[2])) for row in found["results"]]
-    return found
-
-
-def _without_costs(payload: str) -> str:
-    result = json.loads(payload)
-    for counter in ("num_samples", "num_env_steps", "num_sampled_tokens"):
-        del result["counts"][counter]
-    return json.dumps(result, sort_keys=True)
-
-
-def rows_seen(folder: Path) -> set[Row]:
-    """The rows that a reader of the buffer sees now, whoever is writing; changes nothing in the folder."""
-    file = folder / "buffer.sqlite"
-    if not file.exists():
-        return set()
-    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
-        names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        return {(name, *row) for name in TABLES if name in names for row in db.execute(f"SELECT * FROM {name}")}
-
-
-def rows_left(folder: Path) -> tuple[set[Row], bool]:
-    """The rows in a killed command's buffer, and whether it is sound; read from a copy, so that nothing is repaired."""
-    copy = folder.with_name(f"{folder.name}.copy")
-    shutil.rmtree(copy, ignore_errors=True)
-    copy.mkdir()
-    for name in ("buffer.sqlite", "buffer.sqlite-wal"):
-        if (folder / name).exists():
-            shutil.copy2(folder / name, copy / name)
-    if not (copy / "buffer.sqlite").exists():
-        return set(), True
-    with contextlib.closing(sqlite3.connect(copy / "buffer.sqlite")) as db:
-        sound = db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    return rows_seen(copy), sound
-
-
-def evaluation(folder: Path) -> dict[str, Any]:
-    """A run's evaluation without its cost: what was played twice was paid twice."""
-    report: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
-    report.pop("cost")
-    return report
-
-
-def contents(folder: Path, *, leave_out: Sequence[str] = ("run.lock",)) -> dict[str, bytes]:
-    """All files by their path in the folder."""
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in leave_out)
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
-
-
-def is_temporary(name: str) -> bool:
-    """Whether a path is one of a write under way."""
-    return any(part.endswith((".part", ".old")) for part in Path(name).parts)
-
-
-def loads(model: Path) -> bool:
-    """Whether transformers loads a model folder, with every weight in it."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
-        _, info = AutoModelForCausalLM.from_pretrained(str(model), output_loading_info=True, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError):
-        return False
-    return not info["missing_keys"] and not info["unexpected_keys"]
 
 
 # -- scenarios --------------------------------------------------------------------------------------------------------
@@ -353,7 +272,7 @@ class Whole:
 
 @dataclass
 class Round:
-    """One folder: up to ``MAX_KILLS`` kills, each followed by the same command, the last of these to its end."""
+    """One folder: two to ``MAX_KILLS`` kills, each followed by the same command, the last of these to its end."""
 
     kills: int = 0
     resumed: int = 0
@@ -401,20 +320,33 @@ def play_whole(scenario: Scenario, folder: Path, source: Path) -> Whole:
     return Whole(folder, played.seconds, played.idle_seconds)
 
 
+def make_source(folder: Path) -> Path:
+    """A small finished run with its export beside it, which exports, imports and reports read; returns its folder."""
+    export = ["export", f"run={folder}", f"to={folder.with_name('export')}"]
+    played = play([*SCENARIOS["collection"].commands(folder, folder), export], folder)
+    if played.problem:
+        raise RuntimeError(played.problem)
+    return folder
+
+
 def play_round(scenario: Scenario, whole: Whole, folder: Path, source: Path, rng: random.Random) -> Round:
     """Kill, go on, and compare with the whole; the folder stays."""
     _make(folder, scenario)
     commands, found, first = scenario.commands(folder, source), Round(), 0
     token, seen = uuid.uuid4().hex, set[Row]()
     is_run = scenario.kind == "run"
+
+    def see() -> None:
+        if is_run:
+            seen.update(rows_seen(folder))
+
     left_s = work_s = whole.seconds - whole.idle_seconds
-    for _ in range(rng.randint(1, MAX_KILLS)):
+    for _ in range(rng.randint(2, MAX_KILLS)):
         from_start = rng.random() < 0.2
         span = whole.idle_seconds + left_s if from_start else left_s
         moment = rng.uniform(0, span)
         # What is done by now is not done again, so that a later moment would come after the end.
         left_s = max(0.15 * work_s, left_s - moment)
-        see = (lambda: seen.update(rows_seen(folder))) if is_run else (lambda: None)
         played = play(
             commands,
             folder,
