@@ -179,10 +179,17 @@ TINY = [
     "env.num_train_tasks=12",
 ]
 _MANY = ["agent=stumbling", "env.kwargs.num_tasks=48", "env.num_train_tasks=48", "env.num_eval_tasks=30"]
-_FEW = [*TINY, "env.num_train_tasks=6", "preset.step_rewards.num_samples=1"]
+# Trained enough to say something.
+_SPEAKING = [
+    "agent.warm_up.per_device_batch_size=2",
+    "agent.warm_up.num_epochs=3",
+    "agent.warm_up.learning_rate=2.0e-3",
+    "agent.train.learning_rate=1.0e-3",
+]
+_FEW = [*TINY, *_SPEAKING, "env.num_train_tasks=8", "preset.step_rewards.num_samples=1"]
 _ONLINE = [
     "method=grpo",
-    *(f"method.rollout.{k}" for k in ("num_steps=6", "num_tasks=3", "group_size=4", "save_every_steps=1")),
+    *(f"method.rollout.{k}" for k in ("num_steps=4", "num_tasks=2", "group_size=4", "save_every_steps=1")),
 ]
 
 
