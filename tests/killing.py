@@ -329,6 +329,7 @@ def play_whole(scenario: Scenario, folder: Path, source: Path) -> Whole:
 
 def make_source(folder: Path) -> Path:
     """A small finished run with its export beside it, which exports, imports and reports read; returns its folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     export = ["export", f"run={folder}", f"to={folder.with_name('export')}"]
     played = play([*SCENARIOS["collection"].commands(folder, folder), export], folder)
     if played.problem:
