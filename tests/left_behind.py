@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 TABLES = ("trajectories", "steps", "step_rewards", "samples", "calibrations", "results", "progress")
 Row = tuple[Any, ...]
+_MADE = re.compile(rb'"made":"[^"]*"')
 
 
 def tables(folder: Path, *, costs: bool = True) -> dict[str, list[Row]]:
@@ -67,9 +69,9 @@ def evaluation(folder: Path) -> dict[str, Any]:
 
 
 def contents(folder: Path, *, leave_out: Sequence[str] = ("run.lock",)) -> dict[str, bytes]:
-    """All files by their path in the folder."""
+    """All files by their path in the folder, without the time at which a report was made."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in leave_out)
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
+    return {p.relative_to(folder).as_posix(): _MADE.sub(b"", p.read_bytes()) for p in paths}
 
 
 def is_temporary(name: str) -> bool:
