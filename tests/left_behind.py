@@ -83,6 +83,9 @@ def loads(model: Path) -> bool:
     """Whether transformers loads a model folder, with every weight in it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from steca_gym.runs.quiet import no_progress_bars
+
+    no_progress_bars()
     try:
         AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
         _, info = AutoModelForCausalLM.from_pretrained(str(model), output_loading_info=True, trust_remote_code=False)

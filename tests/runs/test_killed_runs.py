@@ -74,8 +74,8 @@ def test_training_goes_on_to_equal_weights(tmp_path: Path) -> None:
 def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     """A handful; `benchmarks/kills.py` does hundreds, over all kinds of stages."""
     source = tmp_path / "whole" / "run"
-    for name in ("collection", "report"):  # the report is of the first one's run
-        folder = source if name == "collection" else tmp_path / name / "whole"
+    for name in ("racing", "report"):  # the report is of the first one's run
+        folder = source if name == "racing" else tmp_path / name / "whole"
         whole = play_whole(SCENARIOS[name], folder, source)
         found = play_round(SCENARIOS[name], whole, tmp_path / name / "killed", source, random.Random(2))
         assert found.clean and found.kills, found
