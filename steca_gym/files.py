@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import tempfile
 import threading
 import zlib
@@ -95,6 +96,31 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> Path:
             raise StorageError(f"cannot write {str(path)!r}: {error}; {HOW_TO_GO_ON}") from error
         raise
     return path
+
+
+_PART = re.compile(r"\.[0-9a-f]{8}\.(\d+)\.\d+\.part")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files below a folder whose process was killed in the middle of ``replace_file``.
+
+    Call it where no process of another machine writes there.
+    """
+    for path in folder.rglob(".*.part"):
+        named = _PART.fullmatch(path.name)
+        if named is not None and not _is_running(int(named[1])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from steca_gym.agent import Message, Prompt, render_turn
 from steca_gym.errors import DataError, StorageError, shown
+from steca_gym.files import replace_file
 
 Source = Literal["agent", "expert", "deviation", "reflection"]
 """who chose the action: the agent; the expert; a deviated action, which is shown but never trained on; a reflection"""
@@ -409,17 +410,25 @@ def _renamed(name: str, value: Any) -> tuple[str, Any]:
 
 
 def write_jsonl(path: Path, trajectories: Iterable[Trajectory]) -> int:
-    """Write one trajectory a line, in order; returns how many.
+    """Write one trajectory a line, in order; returns how many. Readers see the old file or the whole new one.
 
     Raises:
         DataError: a trajectory cannot be written, see ``to_json``.
         StorageError: the file cannot be written.
     """
     count = 0
-    try:
-        with path.open("w", encoding="utf-8", errors="surrogatepass") as file:
+
+    def write(to: Path) -> None:
+        nonlocal count
+        with to.open("w", encoding="utf-8", errors="surrogatepass") as file:
             for count, trajectory in enumerate(trajectories, start=1):  # noqa: B007 - the count is the result
                 file.write(to_json(trajectory) + "\n")
+
+    try:
+        if path.is_file() or not path.exists():
+            replace_file(path.resolve(), write)
+        else:
+            write(path)  # a pipe, or /dev/stdout
     except OSError as error:
         raise StorageError(f"cannot write {str(path)!r}: {error}; free space or choose another file") from error
     return count

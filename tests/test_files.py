@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from steca_gym.errors import DataError, StorageError
-from steca_gym.files import cache_dir, parse_json, replace_file, storage_errors, write_atomically, write_json
+from steca_gym.files import (
+    cache_dir,
+    parse_json,
+    remove_leftovers,
+    replace_file,
+    storage_errors,
+    write_atomically,
+    write_json,
+)
 
 
 @pytest.mark.parametrize("content", ["plain", "Küche 台所 \ud800\n", b"\x00\xff", ""])
@@ -35,6 +45,18 @@ def test_a_failed_write_keeps_the_old_content(tmp_path: Path, error: BaseExcepti
         replace_file(path, write)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["record"]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / "model").mkdir()
+    left = [tmp_path / f".0a1b2c3d.{ended.pid}.77.part", tmp_path / "model" / f".0a1b2c3d.{ended.pid}.77.part"]
+    kept = [tmp_path / f".0a1b2c3d.{os.getpid()}.77.part", tmp_path / ".mine.part", tmp_path / "x.part"]
+    for path in (*left, *kept):
+        path.write_text("half")
+    remove_leftovers(tmp_path)
+    assert not any(p.exists() for p in left) and all(p.exists() for p in kept)
 
 
 def test_a_folder_in_the_place_of_the_file_is_one_line(tmp_path: Path) -> None:

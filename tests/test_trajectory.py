@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +185,30 @@ def test_a_file_that_cannot_be_read_or_written_is_one_line(tmp_path: Path) -> No
             list(read_jsonl(path))
     with pytest.raises(StorageError, match="cannot write"):
         write_jsonl(tmp_path, [ONE])
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    write_jsonl(path, [ONE])
+
+    def killed() -> Iterator[Trajectory]:
+        yield ONE
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_jsonl(path, killed())
+    assert list(read_jsonl(path)) == [ONE] and os.listdir(tmp_path) == ["t.jsonl"]
+
+
+def test_lines_go_into_a_pipe_and_through_a_link(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_jsonl(tmp_path / "pipe", [ONE])
+    assert os.read(reader, 1 << 16).decode() == to_json(ONE) + "\n"
+    os.close(reader)
+    (tmp_path / "link").symlink_to(tmp_path / "t.jsonl")
+    write_jsonl(tmp_path / "link", [ONE])
+    assert (tmp_path / "link").is_symlink() and list(read_jsonl(tmp_path / "t.jsonl")) == [ONE]
 
 
 def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:

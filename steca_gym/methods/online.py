@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +189,7 @@ class OnlineTraining(ModelStage):
     def run(self, context: Context, record: Record) -> None:
         """Train what is not trained yet."""
         from steca_gym.training import PolicyGradient
+        from steca_gym.training.checkpoints import forget_saved, remove_leftovers, was_saved
 
         base = context.model
         if base is None:
@@ -204,8 +204,8 @@ class OnlineTraining(ModelStage):
         of = digest(self.depends_on(context.config))
         earlier = _read_curve(context.folder / f"{self.name}.{CURVE}", of)
         if not earlier:
-            shutil.rmtree(folder, ignore_errors=True)  # saved with other settings: never to be resumed
-        elif (folder / "config.json").exists():
+            forget_saved(folder)  # saved with other settings: never to be resumed
+        elif was_saved(folder):
             trainer.restore(folder)
             self.advantages.restore(context.folder, trainer.num_steps)
             curve = earlier[: trainer.num_steps]
@@ -237,6 +237,7 @@ class OnlineTraining(ModelStage):
                 on_progress(trainer.num_steps, won=won, num_played=len(episodes))
                 if trainer.num_steps % rollout.save_every_steps == 0 or trainer.num_steps == rollout.num_steps:
                     self._save(context, trainer, {"of": of, "steps": curve}, folder)
+        remove_leftovers(folder)
         provenance.record(folder, fingerprint=experts[0].fingerprint, task_ids=by_task, base=base)
         tenth = max(1, len(curve) // 10)
         record.update(num_steps=trainer.num_steps, num_optimizer_steps=trainer.num_optimizer_steps)

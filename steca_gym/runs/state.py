@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from steca_gym.errors import ConfigError, DataError, StecaError, StorageError
-from steca_gym.files import write_atomically
+from steca_gym.files import remove_leftovers, write_atomically
 from steca_gym.redaction import redact_data
 from steca_gym.runs.folder import FORMAT, RECORD, RunFolder, RunRecord, StageRecord, read_raw, read_record
 from steca_gym.runs.trust import check_trusted, seal
@@ -92,6 +92,7 @@ class RunState:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._hold()
+            remove_leftovers(folder)
             if not (folder / RECORD).exists():
                 self._write({"format": FORMAT, **plain(blank), "stages": {}, "evaluations": {}, "unfinished": {}})
             else:

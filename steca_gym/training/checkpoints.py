@@ -372,6 +372,24 @@ def complete_folder(folder: Path) -> Path:
     )
 
 
+def was_saved(folder: Path) -> bool:
+    """Whether ``replace_folder`` ever wrote the folder to its end, also where a kill came between its two renames."""
+    return folder.exists() or _beside(folder, "old").exists()
+
+
+def forget_saved(folder: Path) -> None:
+    """Remove all that ``replace_folder`` wrote."""
+    for path in (folder, _beside(folder, "part"), _beside(folder, "old")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed ``replace_folder`` has left beside the folder, once the folder itself is whole."""
+    if folder.exists():
+        for suffix in ("part", "old"):
+            shutil.rmtree(_beside(folder, suffix), ignore_errors=True)
+
+
 def _beside(folder: Path, suffix: str) -> Path:
     return folder.with_name(f".{folder.name}.{suffix}")
 

@@ -269,8 +269,19 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: p
     saved.clear()
     with pytest.raises(AssertionError):
         play(tmp_path / "killed", "ppo", *settings)
+    # As after a kill between the two renames of a save: what is beside is resumed, and tidied up at the end.
+    (tmp_path / "killed" / "model").replace(tmp_path / "killed" / ".model.old")
+    restored: list[int] = []
+    restore = PolicyGradient.restore
+
+    def noted(self: PolicyGradient, path: Path) -> None:
+        restore(self, path)
+        restored.append(self.num_steps)
+
     monkeypatch.setattr(PolicyGradient, "save", save)
+    monkeypatch.setattr(PolicyGradient, "restore", noted)
     resumed = play(tmp_path / "killed", "ppo", *settings)["online"]
+    assert restored == [1] and not list((tmp_path / "killed").glob(".model.*"))
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
     curves = [json.loads((tmp_path / name / "online.curve.json").read_text())["steps"] for name in ("whole", "killed")]

@@ -4,46 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests import killing
+from tests.killing import CONF, ROOT, SCENARIOS, TINY, play_round, play_whole
+from tests.left_behind import evaluation, tables
 from tests.worlds import KILL_AT
 
-ROOT = Path(__file__).resolve().parents[2]
-TABLES = ("trajectories", "steps", "step_rewards", "samples", "calibrations", "results", "progress")
-CONF = ["--config-dir", str(ROOT / "tests" / "conf")]
-# A fixed number of samples: an estimator that learns from earlier comparisons starts over with the process.
-CORRIDOR = [
-    *CONF,
-    "env=corridor",
-    "env.kwargs.num_tasks=24",
-    "env.num_train_tasks=24",
-    "evaluation.stress=false",
-    "preset.step_rewards.estimator=fixed",
-    "preset.step_rewards.num_samples=3",
-]
-# A model that has learnt nothing: short turns, short continuations.
-TINY = [
-    "agent=tiny",
-    "agent.max_new_tokens=12",
-    "++agent.engine.kv_cache_gib=0.1",
-    "preset.calibration.max_steps=2",
-    "preset.step_rewards.max_steps=2",
-    "agent.build.num_layers=1",
-    "agent.build.hidden_size=32",
-    "agent.warm_up.num_epochs=8",
-    "agent.warm_up.save_every_steps=1",
-    "agent.train.max_steps=4",
-    "agent.train.save_every_steps=1",
-    "preset.num_replayed=8",
-    "env.num_train_tasks=12",
-]
+CORRIDOR = [*killing.CORRIDOR, *killing.FIXED]
 
 
 def steca(*args: str, kill_at: str = "") -> int:
@@ -55,17 +29,6 @@ def steca(*args: str, kill_at: str = "") -> int:
     )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
-
-
-def tables(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
-    with sqlite3.connect(folder / "buffer.sqlite") as db:
-        return {name: sorted(db.execute(f"SELECT * FROM {name}").fetchall(), key=repr) for name in TABLES}
-
-
-def evaluation(folder: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
-    report.pop("cost")  # what was played twice was paid twice
-    return report
 
 
 @pytest.mark.slow
@@ -105,3 +68,14 @@ def test_training_goes_on_to_equal_weights(tmp_path: Path) -> None:
         assert phases[0]["train"]["result"][name] == phases[1]["train"]["result"][name]
     weights = [(f / "model" / "model.safetensors").read_bytes() for f in folders]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
+    """A handful; `benchmarks/kills.py` does hundreds, over all kinds of stages."""
+    source = tmp_path / "whole" / "run"
+    for name in ("racing", "report"):  # the report is of the first one's run
+        folder = source if name == "racing" else tmp_path / name / "whole"
+        whole = play_whole(SCENARIOS[name], folder, source)
+        found = play_round(SCENARIOS[name], whole, tmp_path / name / "killed", source, random.Random(2))
+        assert found.clean and found.kills, found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,11 @@ from typing import Any
 
 from steca_gym.chat.control_tokens import encodable
 from steca_gym.errors import ConfigError, DataError
-from steca_gym.files import storage_errors
+from steca_gym.files import parse_json, storage_errors
 from steca_gym.interop.exports.rows import Row, RunData
 
 _EPISODES_PER_WRITE = 200
+_AUTHOR = "steca-gym"
 MAX_TEXT = 1_000_000
 """characters of a text in the spaces that the dataset declares"""
 
@@ -52,42 +54,64 @@ def write_minari(data: RunData, to: Path) -> list[Path]:
     Observations and actions are texts, rewards the increase of the score. An episode's ``options`` hold its task, its
     ``infos`` the thought of each turn and the loss mask; trajectories without a step are left out.
 
+    The dataset is written beside and moved in as a whole. An earlier export of the same run is replaced.
+
     Raises:
         ConfigError: minari is not installed.
-        DataError: the folder holds such a dataset already, or the run has no trajectory with a step.
+        DataError: the folder holds another dataset of this name, or the run has no trajectory with a step.
         StorageError: the disk is full.
     """
     minari = _minari()
     from gymnasium.spaces import Text
 
     folder = to / "steca-v0"
-    if folder.exists():
-        raise DataError(f"{str(folder)!r} exists; remove it or give another to=FOLDER")
+    description = f"{', '.join(data.kinds)} of {data.folder.name}, seed {data.seed}"
+    if folder.exists() and not _is_ours(folder, description):
+        raise DataError(f"{str(folder)!r} exists and is no export of this run; remove it or give another to=FOLDER")
+    part, old = to / ".steca-v0.part", to / ".steca-v0.old"
     episodes = (_episode(minari, row) for row in data.rows() if row.trajectory.steps)
     dataset: Any = None
-    with _root(to.resolve()), storage_errors("the Minari dataset", to), warnings.catch_warnings():
+    with _root(part.resolve()), storage_errors("the Minari dataset", to), warnings.catch_warnings():
         # It misses a Gymnasium environment that would play the dataset; the worlds here are named in its description.
         warnings.filterwarnings("ignore", message=".*(eval_env|env_spec).*", category=UserWarning)
-        to.mkdir(parents=True, exist_ok=True)
-        while part := list(itertools.islice(episodes, _EPISODES_PER_WRITE)):
+        shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
+        part.mkdir(parents=True)
+        while block := list(itertools.islice(episodes, _EPISODES_PER_WRITE)):
             if dataset is not None:
-                dataset.update_dataset_from_buffer(part)
+                dataset.update_dataset_from_buffer(block)
                 continue
             dataset = minari.create_dataset_from_buffers(
                 "steca-v0",
-                part,
+                block,
                 observation_space=Text(MAX_TEXT, min_length=0),
                 action_space=Text(MAX_TEXT, min_length=0),
                 algorithm_name=data.method,
-                author="steca-gym",
+                author=_AUTHOR,
                 author_email="",
                 code_permalink="",
-                description=f"{', '.join(data.kinds)} of {data.folder.name}, seed {data.seed}",
+                description=description,
                 data_format="hdf5",
             )
+        if dataset is not None:
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                folder.replace(old)
+            (part / "steca-v0").replace(folder)
+        for path in (part, old):
+            shutil.rmtree(path, ignore_errors=True)
     if dataset is None:
         raise DataError(f"{str(data.folder.path)!r} holds no trajectory with a step; run a stage of it first")
     return [folder]
+
+
+def _is_ours(folder: Path, description: str) -> bool:
+    """Whether a dataset was exported from the same run."""
+    try:
+        held = parse_json((folder / "data" / "metadata.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    # Minari keeps the authors as a list.
+    return isinstance(held, dict) and held.get("author") == [_AUTHOR] and held.get("description") == description
 
 
 def _episode(minari: Any, row: Row) -> Any:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,6 +151,32 @@ def test_minari_goes_out_and_comes_back_equal(run: Path, tmp_path: Path) -> None
         )
 
     assert [content(t) for t in back] == [content(t) for t in before] and len(found) == 4
+
+
+def test_a_killed_export_to_minari_leaves_no_half_dataset(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    minari = pytest.importorskip("minari", reason="needs the extra minari")
+    for needed in ("h5py", "PIL"):
+        pytest.importorskip(needed, reason="needs the extra minari")
+    made = minari.create_dataset_from_buffers
+
+    def killed(*args: Any, **kwargs: Any) -> None:
+        made(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(minari, "create_dataset_from_buffers", killed)
+        assert main(["export", f"run={run}", "format=minari", f"to={tmp_path}"]) == 130
+    folder = tmp_path
+    assert not (folder / "steca-v0").exists()
+    for _ in range(2):  # the second one replaces the first
+        exported(run, tmp_path, "minari")
+        assert os.listdir(folder) == ["steca-v0"]
+    metadata = folder / "steca-v0" / "data" / "metadata.json"
+    metadata.write_text(metadata.read_text().replace(f"of {run.name}", "of another"))
+    assert main(["export", f"run={run}", "format=minari", f"to={tmp_path}"]) == 3
+    assert "is no export of this run" in capsys.readouterr().err
 
 
 def atif_problems(document: dict) -> list[str]:
