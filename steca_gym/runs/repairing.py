@@ -12,7 +12,7 @@ from steca_gym.errors import DataError
 from steca_gym.files import storage_errors, write_atomically
 from steca_gym.redaction import redact_data
 from steca_gym.runs.folder import RECORD, read_raw, read_record
-from steca_gym.runs.state import hold, let_go
+from steca_gym.runs.holding import hold
 from steca_gym.runs.trust import check_trusted, seal
 
 BUFFER = "buffer.sqlite"
@@ -43,7 +43,7 @@ def repair_run(folder: Path) -> Repair:
         raise DataError(f"no run in {str(folder)!r}: expected {RECORD} or {BUFFER}; give the folder of a run")
     repair = Repair()
     with storage_errors("the run's folder", folder):
-        lock = hold(folder)
+        held = hold(folder)
         try:
             aside = _next_name(folder)
             record_is_whole = _look_at_record(folder, aside, repair)
@@ -56,7 +56,7 @@ def repair_run(folder: Path) -> Repair:
                 )
                 repair.lines.append(f"{BUFFER}: missing; the same command plays what it held again, models are kept")
         finally:
-            let_go(folder, lock)
+            held.let_go()
     return repair
 
 

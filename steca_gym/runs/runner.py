@@ -186,6 +186,8 @@ class Runner:
         if untrained:
             # The expert or a random agent: there is nothing to train, and its games can be compared all the same.
             self.context.say("this agent has no model: it is not trained, only evaluated")
+        if self.state.ended_badly:
+            self.context.say(f"{self.state.ended_badly}; what was stored is kept, and the work goes on from there")
         if self.unfinished_stages():
             self.context.prepare()
         for planned in self.plan:

@@ -5,69 +5,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-import socket
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from steca_gym.errors import ConfigError, DataError, StecaError, StorageError
+from steca_gym.errors import DataError, StecaError, StorageError
 from steca_gym.files import remove_leftovers, write_atomically
 from steca_gym.redaction import redact_data
 from steca_gym.runs.folder import FORMAT, RECORD, RunFolder, RunRecord, StageRecord, read_raw, read_record
+from steca_gym.runs.holding import Held, hold
 from steca_gym.runs.trust import check_trusted, seal
 from steca_gym.settings import plain
 
 SHARED = ".stages"
 """folder beside the runs: which run has done which stage"""
-
-
-def hold(folder: Path, on_wait: Callable[[str], None] | None = None) -> IO[str]:
-    """Hold a run's folder for this process; give what is returned to ``let_go``.
-
-    Args:
-        folder: of the run.
-        on_wait: called with one line where another process holds it, which is then waited for; None: raise.
-
-    Raises:
-        ConfigError: another process works on it.
-        OSError: the folder cannot be written.
-    """
-    path = folder / "run.lock"
-    while True:
-        file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process, which has just begun"
-            if on_wait is not None:
-                on_wait(f"waiting for {holder}, which works on {str(folder)!r}")
-                fcntl.flock(file, fcntl.LOCK_EX)
-                file.close()  # it may be a file that was removed: look again
-                continue
-            file.close()
-            raise ConfigError(
-                f"{str(folder)!r} is being worked on by {holder}; wait for it, stop it, or choose another run_dir"
-            ) from error
-        # Its holder may have removed the file after we opened it: who opens it next would not see our lock.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
-        file.close()
-    file.truncate(0)
-    now = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}"
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
-    file.flush()
-    return file
-
-
-def let_go(folder: Path, lock: IO[str]) -> None:
-    """Let another process work on the run."""
-    with contextlib.suppress(OSError):
-        (folder / "run.lock").unlink()  # while it is held: nobody else's is removed
-    lock.close()
 
 
 class RunState:
@@ -88,7 +39,9 @@ class RunState:
         """
         self._on_wait = on_wait
         self.folder = folder
-        self._lock: IO[str] | None = None
+        self._held: Held | None = None
+        self.ended_badly = ""
+        """what is known of a command that ended without closing the run, as a clause; empty: none did"""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._hold()
@@ -115,13 +68,14 @@ class RunState:
         check_trusted(self.folder, raw)
 
     def _hold(self) -> None:
-        self._lock = hold(self.folder, self._on_wait)
+        self._held = hold(self.folder, self._on_wait)
+        self.ended_badly = self._held.ended_badly
 
     def release(self) -> None:
         """Let another process work on the run."""
-        if self._lock is not None:
-            let_go(self.folder, self._lock)
-            self._lock = None
+        if self._held is not None:
+            self._held.let_go()
+            self._held = None
 
     @property
     def record(self) -> RunRecord:

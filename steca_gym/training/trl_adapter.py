@@ -5,10 +5,13 @@ Whatever TRL, transformers' ``Trainer`` or PEFT may rename is in this file.
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +30,8 @@ from steca_gym.training.base import OnLog
 from steca_gym.training.heads import add_covered_head, has_plain_head, token_nll
 from steca_gym.training.samples import LengthGroupedSampler
 from steca_gym.training.settings import OptimizationSettings
+
+_LOG = logging.getLogger(__name__)
 
 _HISTORY = "history.json"
 """file in a checkpoint: loss and metrics of every step so far"""
@@ -79,6 +84,7 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
         # Plain numbers: a tensor kept for each step pins the heap around it (22 MiB more after 800 steps).
         self.losses: list[float] = []
         self.metrics: dict[str, list[float]] = {}
+        self._rows_at_once = sys.maxsize
         self._step_loss: torch.Tensor | None = None
         self._step_metrics: dict[str, torch.Tensor] = {}
         trained: Any = self.model
@@ -118,10 +124,14 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
         self.num_loss_tokens += int(covered.sum())
         return (loss, {}) if return_outputs else loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass; raises TrainingError when the loss is not a finite number."""
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One forward and backward pass, in smaller parts where memory does not suffice.
+
+        Raises:
+            TrainingError: the loss is not a finite number, or memory does not suffice and the batch cannot be split.
+        """
         self.started = True
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        loss = self._within_memory(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1} (expected a finite number); "
@@ -135,6 +145,47 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
                 self.metrics.setdefault(name, []).append(self._over_processes(value))
             self._step_metrics = {}
         return loss
+
+    def _within_memory(self, model: Any, inputs: dict[str, Any], num_items: Any) -> torch.Tensor:
+        """Halve what is read at once until it fits. The loss is a sum over samples, so the gradient stays the same."""
+        num_rows = len(inputs["input_ids"])
+        # What other forward passes of the step, or other processes, have added to the gradients would be lost.
+        alone = self.args.gradient_accumulation_steps == 1 and self.accelerator.num_processes == 1
+        of_rows = "side" not in inputs and all(len(v) == num_rows for v in inputs.values())  # pairs stay together
+        can_be_split = alone and num_items is not None and of_rows
+        while True:
+            size = min(self._rows_at_once, num_rows) if can_be_split else num_rows
+            before = (self.num_positions, self.num_tokens, self.num_loss_tokens, dict(self._step_metrics))
+            try:
+                losses = [
+                    super(StepTrainer, self).training_step(
+                        model, {k: v[at : at + size] for k, v in inputs.items()}, num_items
+                    )
+                    for at in range(0, num_rows, size)
+                ]
+                return torch.stack(losses).sum()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1 or not can_be_split:
+                    half = max(1, self.args.per_device_train_batch_size // 2)
+                    length = inputs["input_ids"].shape[1]
+                    raise TrainingError(
+                        f"memory does not suffice for {size} sequences of {length} tokens at step "
+                        f"{self.state.global_step + 1}; set per_device_batch_size={half} and raise "
+                        "gradient_accumulation_steps instead (the gradient is the same), or lower max_length"
+                    ) from error
+                self._rows_at_once = (size + 1) // 2
+                _LOG.warning(
+                    "memory does not suffice for %d sequences at once; going on with %d (the gradient is the same)",
+                    size,
+                    self._rows_at_once,
+                )
+            self.num_positions, self.num_tokens, self.num_loss_tokens, self._step_metrics = before
+            model.zero_grad(set_to_none=True)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     def _over_processes(self, value: torch.Tensor) -> float:
         """The mean over the processes, which is the whole batch's value."""
@@ -184,6 +235,14 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
             )
         self.losses = history["losses"]
         self.metrics = {name: [m[name] for m in history["metrics"]] for name in (history["metrics"] or [{}])[0]}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had no memory left; torch says so of a CPU by a RuntimeError's text only."""
+    texts = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
+    )
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]

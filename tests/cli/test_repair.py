@@ -14,7 +14,7 @@ import pytest
 
 from steca_gym.buffer import CalibrationBuffer, verify_trail
 from steca_gym.cli import main
-from steca_gym.runs.state import hold, let_go
+from steca_gym.runs.holding import hold
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = 4096
@@ -168,7 +168,7 @@ def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         assert main(["repair", *args]) == code
         assert line in capsys.readouterr().err
-    lock = hold(run)
+    held = hold(run)
     assert main(["repair", str(run)]) == 2
     assert "is being worked on by process" in capsys.readouterr().err
-    let_go(run, lock)
+    held.let_go()

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steca_gym.errors import CheckpointError, StecaError, StorageError, TrainingError
-from steca_gym.training import TrainReport, TrainSettings, train
+from steca_gym.training import TrainReport, TrainSettings, train, trl_adapter
 from steca_gym.training.samples import IGNORED, encode_sample
 from steca_gym.trajectory import WeightedTrajectory
 
@@ -310,6 +310,47 @@ def test_a_folder_without_a_chat_template(run: Run, base: Path, tmp_path: Path) 
     tokenizer.save_pretrained(bare)
     with pytest.raises(StecaError, match="no chat template"):
         run(model=bare)
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, most_rows: int, error: BaseException) -> None:
+    """Let a forward pass over more sequences than that fail as it does without memory, after some work."""
+    forward = trl_adapter.token_nll
+
+    def fail(model: Any, inputs: dict[str, torch.Tensor], **kwargs: Any) -> Any:
+        found = forward(model, inputs, **kwargs)
+        if len(inputs["input_ids"]) > most_rows:
+            found[0].sum().backward()  # gradients that must not count
+            raise error
+        return found
+
+    monkeypatch.setattr(trl_adapter, "token_nll", fail)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_without_memory_the_batch_is_read_in_parts(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    whole = run("whole")
+    short_of_memory(monkeypatch, 1, error)
+    parts = run("parts")
+    assert same(whole.model, parts.model, tolerance=1e-5)
+    assert parts.last_loss == pytest.approx(whole.last_loss, rel=1e-4)
+    assert (parts.num_tokens, parts.num_loss_tokens) == (whole.num_tokens, whole.num_loss_tokens)
+    assert [r.args for r in caplog.records if r.name == trl_adapter.__name__] == [(4, 2), (2, 1)]
+
+
+def test_where_a_batch_cannot_be_split_one_line_says_what_to_do(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    short_of_memory(monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(TrainingError, match="memory does not suffice for 1 sequences of .* tokens at step 1; set"):
+        run("one")
+    with pytest.raises(TrainingError, match="for 4 sequences .* set per_device_batch_size=2 and raise gradient_accum"):
+        run("accumulated", gradient_accumulation_steps=2)
 
 
 @pytest.mark.slow
