@@ -93,3 +93,11 @@ def test_the_site_builds_offline_and_without_a_warning(tmp_path: Path) -> None:
     assert "steca-gym" in page and "fonts.googleapis.com" not in page
     reference = (tmp_path / "site" / "reference.html").read_text(encoding="utf-8")
     assert "calibrate" in reference and "Raises" in reference
+
+
+def test_every_fault_of_the_reliability_page_has_its_test() -> None:
+    page = (ROOT / "benchmarks" / "results" / "RELIABILITY.md").read_text()
+    named_tests = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", page)
+    assert len(named_tests) > 20
+    gone = [f"{file}::{name}" for file, name in named_tests if f"def {name}(" not in (ROOT / file).read_text()]
+    assert gone == []
