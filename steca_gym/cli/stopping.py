@@ -84,16 +84,20 @@ def _end(code: int, why: str) -> None:
     """End the process without asking it, with the processes that it started."""
     with contextlib.suppress(OSError, ValueError):
         print(f"steca: {why}; {GO_ON}", file=sys.stderr, flush=True)
-    for child in _children():
+    for child in _descendants():
         with contextlib.suppress(OSError):
             os.kill(child, signal.SIGKILL)
     os._exit(code)
 
 
-def _children() -> list[int]:
-    """Processes that this one started, where the system tells (Linux)."""
+def _descendants() -> list[int]:
+    """Processes that this one started, and those that they started, where the system tells (Linux)."""
     found: list[int] = []
-    for file in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, file.read_text(encoding="ascii").split())
+    ahead = [os.getpid()]
+    while ahead:
+        for file in Path(f"/proc/{ahead.pop()}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                children = [int(pid) for pid in file.read_text(encoding="ascii").split()]
+                found += children
+                ahead += children
     return found

@@ -56,10 +56,12 @@ class RayLauncher(Launcher):
         from hydra.core.utils import JobReturn, JobStatus
         from ray.exceptions import RayError
 
+        from steca_gym.collectors.transports.ray import start_ray
+
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         started_here = not ray.is_initialized()
         if started_here:
-            ray.init(**{"address": self.address, "log_to_driver": True, "include_dashboard": False, **self.init})
+            start_ray(**{"address": self.address, "log_to_driver": True, "include_dashboard": False, **self.init})
         try:
             task = ray.remote(_run_one).options(max_retries=self.max_retries, **self.resources)
             state = ray.put(Singleton.get_state())

@@ -30,10 +30,20 @@ def catches(args):
         except KeyboardInterrupt:
             print("caught", flush=True)
 
+def spins(args):
+    import hashlib
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # compiled code, minutes long, that looks at no signal
+
 def has_a_child(args):
     import subprocess
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    print("ready", child.pid, flush=True)
+    grandchild = "import time; time.sleep(600)"
+    child = (
+        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {grandchild!r}]);"
+        "print(p.pid, flush=True); p.wait()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True)
+    print("ready", process.pid, process.stdout.readline().strip(), flush=True)
     catches(args)
 """
 
@@ -69,12 +79,9 @@ def ready(process: subprocess.Popen[str]) -> list[str]:
         ("obeys", signal.SIGINT, 130, "steca: interrupted; the same command continues from here"),
         ("obeys", signal.SIGTERM, 143, "steca: terminated; the same command continues from here"),
         ("catches", signal.SIGINT, 130, "steca: stopped: something still ran 0.5 s after the signal; the same"),
-        (
-            "catches",
-            signal.SIGTERM,
-            143,
-            "steca: stopped: something still ran 0.5 s after the signal; the same",
-        ),
+        ("catches", signal.SIGTERM, 143, "steca: stopped: something still ran 0.5 s after the signal; the same"),
+        ("spins", signal.SIGINT, 130, "steca: stopped: something still ran 0.5 s after the signal; the same"),
+        ("spins", signal.SIGTERM, 143, "steca: stopped: something still ran 0.5 s after the signal; the same"),
     ],
 )
 def test_a_signal_ends_it(tmp_path: Path, function: str, number: signal.Signals, code: int, line: str) -> None:
@@ -88,7 +95,7 @@ def test_a_signal_ends_it(tmp_path: Path, function: str, number: signal.Signals,
 
 def test_a_second_ctrl_c_ends_it_at_once_with_its_children(tmp_path: Path) -> None:
     with start(tmp_path, "odd_hangs:has_a_child", grace_s=600) as process:
-        child = int(ready(process)[1])
+        started = [int(pid) for pid in ready(process)[1:]]
         ready(process)
         process.send_signal(signal.SIGINT)
         assert process.stdout is not None and process.stdout.readline() == "caught\n"
@@ -98,7 +105,7 @@ def test_a_second_ctrl_c_ends_it_at_once_with_its_children(tmp_path: Path) -> No
     assert err.endswith("stopped at the second Ctrl-C; the same command continues from here\n")
     if sys.platform.startswith("linux"):
         end = time.monotonic() + 60
-        while is_running(child):
+        while any(map(is_running, started)):
             assert time.monotonic() < end
             time.sleep(0.01)
 
@@ -125,5 +132,21 @@ def test_an_endpoint_that_never_answers_does_not_hold_a_run(tmp_path: Path) -> N
                 connection.recv(1)
                 process.send_signal(signal.SIGTERM)
                 _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err[-2000:]
+    assert "the same command continues from here" in err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_ray_does_not_take_the_signal_away(tmp_path: Path) -> None:
+    """Ray sets a handler of its own when it begins; SIGTERM still ends the run as everywhere else."""
+    pytest.importorskip("ray")
+    command = ["collect", "method=sft", "executor=ray", "executor.num_workers=1", "env.num_train_tasks=200000"]
+    with start(tmp_path, *command, f"run_dir={tmp_path / 'run'}", grace_s=8.0) as process:
+        buffer, end = tmp_path / "run" / "buffer.sqlite", time.monotonic() + 240
+        while not buffer.exists():  # the workers play
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err[-2000:]
     assert "the same command continues from here" in err.splitlines()[-1]

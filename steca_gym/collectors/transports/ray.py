@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -66,7 +68,7 @@ class RayTransport:
         """See ``Transport``."""
         if not self._ray.is_initialized():
             try:
-                self._ray.init(address=self._address, include_dashboard=None if self._address else False)
+                start_ray(address=self._address, include_dashboard=None if self._address else False)
             except Exception as error:
                 raise WorldError(f"Ray did not start: {one_line(error)}; check the executor's address") from error
         self._number += 1
@@ -120,3 +122,13 @@ class _Actor:
 
     def handle(self, message: bytes) -> Iterator[Reply]:
         yield from self._worker.handle(message)
+
+
+def start_ray(**options: Any) -> None:
+    """``ray.init``, which would take SIGTERM over: this process then ended with code 15 and without a word."""
+    import ray  # pyright: ignore[reportMissingImports]
+
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(**options)
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
