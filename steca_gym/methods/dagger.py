@@ -221,7 +221,7 @@ class Relabel(Stage):
             if played.status == "error":
                 broken.append(played.error)
                 return
-            samples = relabelled(played, labels, context.config.agent.turn_format)
+            samples = self.make_samples(played, labels, context.config.agent.turn_format)
             key = keys[played.task_id, played.seed]
             context.buffer.add_trajectories(
                 samples, kind=self.kind, round_index=self.round_index, done=(self.name, [key])
@@ -230,14 +230,24 @@ class Relabel(Stage):
         todo = [r for key, r in requests.items() if key not in done]
         context.play(agent, todo, keep, "labelled episodes")
         report_broken(context, broken, len(todo), "episodes")
-        samples = self.samples(context)
+        record.update(num_episodes=len(requests), num_broken=len(broken))
+        self.report(context, record, self.samples(context))
+
+    def make_samples(
+        self, played: Trajectory, labels: Sequence[Turn | None], turn_format: str | None
+    ) -> list[Trajectory]:
+        """What an episode and the expert's turn in each of its states are stored as."""
+        return relabelled(played, labels, turn_format)
+
+    def report(self, context: Context, record: Record, samples: Sequence[Trajectory]) -> None:
+        """Say what came of it; raises DataError where the expert has labelled nothing."""
         if not samples:
             raise DataError(
-                f"the expert labelled none of the states that the agent visited in {len(requests)} episodes; DAgger "
-                "needs an expert that acts from any state (expert_reach 'any'): choose another world or expert"
+                f"the expert labelled none of the states that the agent visited in {record['num_episodes']} episodes; "
+                "DAgger needs an expert that acts from any state (expert_reach 'any'): choose another world or expert"
             )
         labelled = [step for sample in samples for step in sample.steps if step.trainable]
-        record.update(num_episodes=len(requests), num_broken=len(broken), num_labelled=len(labelled))
+        record["num_labelled"] = len(labelled)
         record["num_corrected"] = sum(step.source == "expert" for step in labelled)
         context.say(f"  {record['num_labelled']} states labelled, {record['num_corrected']} with another turn")
 
