@@ -207,7 +207,7 @@ def _build_from_scratch(
 def tiny_warm_up_settings(**changes: Any) -> TrainSettings:
     """How a tiny model is trained from scratch (``docs/training.md`` says what was tried)."""
     defaults: dict[str, Any] = {
-        "num_epochs": None if changes.get("max_steps") else 2,
+        "num_epochs": None if changes.get("max_steps") or changes.get("max_tokens") else 2,
         "per_device_batch_size": 8,
         "learning_rate": 2e-3,
         "adam_beta2": 0.95,
@@ -219,7 +219,10 @@ def tiny_warm_up_settings(**changes: Any) -> TrainSettings:
 
 def tiny_reinforced_settings(**changes: Any) -> TrainSettings:
     """How a warmed-up tiny model is trained on weighted trajectories: as the warm-up, at half the rate."""
-    defaults = {"num_epochs": None if changes.get("max_steps") else 1, "learning_rate": 1e-3}
+    defaults = {
+        "num_epochs": None if changes.get("max_steps") or changes.get("max_tokens") else 1,
+        "learning_rate": 1e-3,
+    }
     return tiny_warm_up_settings(**{**defaults, **changes})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from steca_gym.files import storage_errors
 from steca_gym.training import checkpoints
 from steca_gym.training.base import OnLog, TrainReport
 from steca_gym.training.quiet import quiet_transformers
-from steca_gym.training.settings import OptimizationSettings, padding_multiple
+from steca_gym.training.settings import OptimizationSettings, in_steps, padding_multiple
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +92,7 @@ def fit_model(
         loaded, tokenizer = checkpoints.load_model(model, tokenizer)
         objective = make_objective(tokenizer)
         checkpoints.check_positions(loaded, max(objective.lengths, default=0))
+        settings = in_steps(settings, objective.lengths, int(os.environ.get("WORLD_SIZE", "1")))
         of = dataclasses.replace(settings, **_SAME_RESULT)
         digest = checkpoints.training_digest(loaded, objective.samples, of)
         done = checkpoints.read_finished(out, digest)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from steca_gym.errors import ConfigError
 
@@ -18,7 +19,7 @@ LossNormalization = Literal["tokens", "sequence_sum"]
 class OptimizationSettings:
     """What every offline trainer needs: length, batches, optimizer, precision, adapters and checkpoints.
 
-    Set exactly one of ``num_epochs`` and ``max_steps``.
+    Set exactly one of ``num_epochs``, ``max_steps`` and ``max_tokens``.
 
     Raises:
         ConfigError: a value of the wrong type or out of range, or a combination that cannot work.
@@ -28,6 +29,9 @@ class OptimizationSettings:
     """passes over the samples, > 0"""
     max_steps: int | None = None
     """optimizer steps, >= 1"""
+    max_tokens: int | None = None
+    """tokens that are read, prompts included, >= 1: as many optimizer steps as come nearest to it, by the mean
+    length of the samples. Methods whose samples differ in length are compared at equal cost"""
     max_seconds: float | None = None
     """stop after the optimizer step that reaches this wall time. A safety limit: the result then depends on the
     speed of the machine"""
@@ -77,10 +81,11 @@ class OptimizationSettings:
 
     def __post_init__(self) -> None:
         """Validate."""
-        if (self.num_epochs is None) == (self.max_steps is None):
+        ends = {name: getattr(self, name) for name in ("num_epochs", "max_steps", "max_tokens")}
+        if sum(value is not None for value in ends.values()) != 1:
+            given = ", ".join(f"{name}={value}" for name, value in ends.items())
             raise ConfigError(
-                f"expected exactly one of num_epochs and max_steps, got num_epochs={self.num_epochs} and "
-                f"max_steps={self.max_steps}; leave one of them at None"
+                f"expected exactly one of num_epochs, max_steps and max_tokens, got {given}; leave the others at None"
             )
         for name in ("num_epochs", "max_seconds", "lora_alpha"):
             if getattr(self, name) is not None:
@@ -92,7 +97,7 @@ class OptimizationSettings:
             check_number(name, getattr(self, name), minimum=0)
         for name in ("per_device_batch_size", "gradient_accumulation_steps", "num_checkpoints_kept", "log_every_steps"):
             check_count(name, getattr(self, name))
-        for name in ("max_steps", "pad_to_multiple_of", "lora_rank", "save_every_steps"):
+        for name in ("max_steps", "max_tokens", "pad_to_multiple_of", "lora_rank", "save_every_steps"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         check_count("max_length", self.max_length, minimum=2)
@@ -123,7 +128,7 @@ class OptimizationSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings(OptimizationSettings):
-    """Settings of ``WeightedSFT``. Set exactly one of ``num_epochs`` and ``max_steps``."""
+    """Settings of ``WeightedSFT``. Set exactly one of ``num_epochs``, ``max_steps`` and ``max_tokens``."""
 
     loss_on: Literal["agent", "all"] = "agent"
     """"agent": trainable turns only (STeCa); "all": every token, for a model that is trained from scratch"""
@@ -140,7 +145,7 @@ class TrainSettings(OptimizationSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceSettings(OptimizationSettings):
-    """Settings of ``Preference`` (DPO, arXiv 2305.18290). Set exactly one of ``num_epochs`` and ``max_steps``.
+    """Settings of ``Preference`` (DPO, arXiv 2305.18290). Set one of ``num_epochs``, ``max_steps``, ``max_tokens``.
 
     A batch of ``per_device_batch_size`` pairs runs twice as many sequences.
     """
@@ -243,10 +248,29 @@ def padding_multiple(settings: OptimizationSettings | PolicyGradientSettings, *,
     return 128 if bf16 and on_cpu else 1
 
 
+_SettingsT = TypeVar("_SettingsT", bound=OptimizationSettings)
+
+
+def in_steps(settings: _SettingsT, lengths: Sequence[int], num_processes: int = 1) -> _SettingsT:
+    """The settings with ``max_tokens`` as the number of optimizer steps that comes nearest to it, at least one.
+
+    Args:
+        settings: of a training.
+        lengths: tokens of each sample, cut as they are trained.
+        num_processes: that share each optimizer step.
+    """
+    if settings.max_tokens is None:
+        return settings
+    per_step = settings.per_device_batch_size * settings.gradient_accumulation_steps * num_processes
+    steps_per_epoch = math.ceil(len(lengths) / per_step)
+    steps = max(1, round(settings.max_tokens / max(1, sum(lengths)) * steps_per_epoch))
+    return dataclasses.replace(settings, max_tokens=None, max_steps=steps)
+
+
 def warm_up_settings(**changes: Any) -> TrainSettings:
     """SFT on demonstrations as the STeCa authors do it: 3 epochs, batch 16, 2e-5 cosine, warm-up 0.03, 4096 tokens."""
     reference: dict[str, Any] = {
-        "num_epochs": None if changes.get("max_steps") else 3,
+        "num_epochs": None if changes.get("max_steps") or changes.get("max_tokens") else 3,
         "per_device_batch_size": 16,
         "learning_rate": 2e-5,
         "schedule": "cosine",
@@ -259,7 +283,7 @@ def warm_up_settings(**changes: Any) -> TrainSettings:
 def calibrated_settings(**changes: Any) -> TrainSettings:
     """Reward-weighted training on calibrated trajectories as the STeCa authors do it: 1 epoch, batch 15, 3e-6."""
     reference: dict[str, Any] = {
-        "num_epochs": None if changes.get("max_steps") else 1,
+        "num_epochs": None if changes.get("max_steps") or changes.get("max_tokens") else 1,
         "per_device_batch_size": 15,
         "learning_rate": 3e-6,
         "schedule": "cosine",

@@ -6,7 +6,7 @@ import pytest
 
 from steca_gym.errors import ConfigError
 from steca_gym.training import TrainSettings, calibrated_settings, warm_up_settings
-from steca_gym.training.settings import padding_multiple
+from steca_gym.training.settings import in_steps, padding_multiple
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,8 @@ from steca_gym.training.settings import padding_multiple
     [
         {},
         {"num_epochs": 1, "max_steps": 1},
+        {"max_steps": 1, "max_tokens": 100},
+        {"max_tokens": 0},
         {"max_steps": 0},
         {"num_epochs": -1},
         {"max_steps": 1, "per_device_batch_size": 0},
@@ -79,3 +81,21 @@ def test_batches_are_padded_to_few_lengths_where_memory_needs_it(
 ) -> None:
     settings = TrainSettings(max_steps=1, pad_to_multiple_of=given)
     assert padding_multiple(settings, bf16=bf16, on_cpu=on_cpu) == expected
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "num_processes", "steps"),
+    [
+        (1000, 1, 10),  # an epoch of 10 samples reads 500 tokens in 5 steps
+        (500, 1, 5),
+        (1, 1, 1),
+        (549, 1, 5),
+        (551, 1, 6),
+        (1000, 2, 6),  # four samples a step: 3 steps an epoch, the last of two samples
+    ],
+)
+def test_tokens_become_the_nearest_number_of_steps(max_tokens: int, num_processes: int, steps: int) -> None:
+    settings = TrainSettings(max_tokens=max_tokens, per_device_batch_size=2)
+    found = in_steps(settings, [40, 60] * 5, num_processes)
+    assert (found.max_steps, found.max_tokens) == (steps, None)
+    assert in_steps(found, [1]) is found

@@ -312,6 +312,15 @@ def test_a_folder_without_a_chat_template(run: Run, base: Path, tmp_path: Path) 
         run(model=bare)
 
 
+def test_equal_tokens_for_samples_of_different_length(run: Run, samples: list[WeightedTrajectory]) -> None:
+    order = sorted(samples, key=lambda s: len(s.trajectory))
+    short = run("short", data=order[:8], max_steps=None, max_tokens=3000)
+    long = run("long", data=order[8:], max_steps=None, max_tokens=3000)
+    assert short.num_steps > long.num_steps
+    for report in (short, long):  # to within a step
+        assert abs(report.num_tokens - 3000) <= report.num_tokens / report.num_steps
+
+
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, most_rows: int, error: BaseException) -> None:
     """Let a forward pass over more sequences than that fail as it does without memory, after some work."""
     forward = trl_adapter.token_nll
