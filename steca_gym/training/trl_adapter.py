@@ -431,7 +431,8 @@ def is_sharded(trainer: StepTrainer) -> bool:
 
 
 def _zero_stage(trainer: StepTrainer) -> int:
-    return int(trainer.accelerator.state.deepspeed_plugin.zero_stage)
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    return 0 if plugin is None else int(plugin.zero_stage)
 
 
 def from_first_process(trainer: StepTrainer, make: Callable[[], Any]) -> Any:

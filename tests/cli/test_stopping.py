@@ -28,7 +28,7 @@ def catches(args):
                 print(lines.pop(), flush=True)
             time.sleep(60)
         except KeyboardInterrupt:
-            print("caught", flush=True)
+            lines.append("caught")  # printed inside the try, so that the next signal is caught as well
 
 def spins(args):
     import hashlib
