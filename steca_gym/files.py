@@ -69,6 +69,14 @@ def storage_errors(what: str, path: Path | str | None = None) -> Iterator[None]:
         raise StorageError(f"cannot write {what}{where}: {error}; {HOW_TO_GO_ON}") from error
 
 
+def copy_changed(source: Path, target: Path) -> None:
+    """Make a text file hold what another holds; nothing is written where it does, or where there is no source."""
+    if source.exists():
+        text = source.read_text(encoding="utf-8")
+        if not target.exists() or target.read_text(encoding="utf-8") != text:
+            write_atomically(target, text)
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> Path:
     """Write a file so that readers see the old content or the new one, never a part of it.
 

@@ -26,6 +26,11 @@ def evaluation_seed(seed: int, task_id: str) -> int:
     return derive_seed("evaluation", seed, task_id)
 
 
+def repeat_seed(seed: int, task_id: str, index: int) -> int:
+    """Seed of a sampled play of an evaluation's game beside the greedy one."""
+    return derive_seed("evaluation-repeat", seed, task_id, index)
+
+
 def derive_draw(*parts: object) -> int:
     """Return a number in [0, 2**31) that serves as an independent uniform draw for each distinct ``parts``.
 

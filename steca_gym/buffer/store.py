@@ -262,13 +262,13 @@ class CalibrationBuffer(DecisionTrail):
         """The calibration phases that have stored results, sorted."""
         return [row[0] for row in self._rows("SELECT DISTINCT phase FROM results ORDER BY phase")]
 
-    def used_task_ids(self, *, apart_from: Iterable[str] = ("evaluation",)) -> set[str]:
+    def used_task_ids(self, *, apart_from: Iterable[str] = ("evaluation", "repeat")) -> set[str]:
         """Tasks of everything stored except the given kinds: an evaluation must not play them."""
         return self._used("task_id", apart_from) | {
             row[0] for row in self._rows("SELECT DISTINCT task_id FROM calibrations")
         }
 
-    def used_content_keys(self, *, apart_from: Iterable[str] = ("evaluation",)) -> set[str]:
+    def used_content_keys(self, *, apart_from: Iterable[str] = ("evaluation", "repeat")) -> set[str]:
         """Content keys of the trajectories of ``used_task_ids``: the same games under any task id.
 
         Empty where the environment gives no keys; then only ids can be compared.

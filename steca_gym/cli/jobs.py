@@ -257,11 +257,14 @@ def sweep_name(args: Sequence[str]) -> str:
 
 def show(runner: Runner, report: EvaluationReport | None) -> None:
     """Print an evaluation's table on the error stream, beside the progress."""
+    from steca_gym.evaluation import pass_lines
     from steca_gym.reports import comparison_table
 
     if report is not None:
         table, _ = comparison_table({runner.label: report})
         runner.context.console.print(table)
+        for line in pass_lines(report.repeats):
+            runner.context.console.print(line, highlight=False, soft_wrap=True)
 
 
 def with_stored(args: Sequence[str]) -> tuple[list[str], list[str], dict[str, Any]]:

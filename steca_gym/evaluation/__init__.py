@@ -14,17 +14,23 @@ from steca_gym.evaluation.metrics import (
     read_report,
 )
 from steca_gym.evaluation.panel import check_games, refuse_tainted
+from steca_gym.evaluation.repeats import GameRepeats, PassRates, all_pass_rates, pass_lines, pass_rates
 from steca_gym.evaluation.stress import StressResult, stress_test
 
 __all__ = [
     "Comparison",
     "EvaluationReport",
     "EvaluationSettings",
+    "GameRepeats",
     "GameResult",
+    "PassRates",
     "StressResult",
+    "all_pass_rates",
     "check_games",
     "compare",
     "evaluate",
+    "pass_lines",
+    "pass_rates",
     "read_report",
     "refuse_tainted",
     "stress_test",

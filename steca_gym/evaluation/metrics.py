@@ -15,9 +15,10 @@ from steca_gym.collectors.episodes import EpisodeRequest
 from steca_gym.env import TextEnv
 from steca_gym.errors import DataError
 from steca_gym.evaluation.panel import check_games
+from steca_gym.evaluation.repeats import GameRepeats, all_pass_rates
 from steca_gym.evaluation.stress import StressResult, stress_test
 from steca_gym.files import parse_json
-from steca_gym.seeding import evaluation_seed
+from steca_gym.seeding import evaluation_seed, repeat_seed
 from steca_gym.settings import read_stored
 from steca_gym.statistics import mcnemar_exact, paired_difference, wilson
 from steca_gym.trajectory import Trajectory
@@ -37,6 +38,10 @@ class EvaluationSettings:
     """play the deviated-history stress test as well (needs expert trajectories)"""
     num_stress_games: int | None = None
     """most games of the stress test, the first of the evaluation; None: all. Each is played on twice"""
+    num_repeats: int = 0
+    """sampled plays of each game beside the greedy one, for ``pass^k``; 0: none"""
+    repeat_temperature: float = 1.0
+    """of these plays, > 0"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +66,8 @@ class EvaluationReport:
 
     games: tuple[GameResult, ...]
     stress: tuple[StressResult, ...] = ()
+    repeats: tuple[GameRepeats, ...] = ()
+    """sampled plays of each game; empty unless asked for"""
     cost: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """counters by phase, see ``collectors.Ledger``"""
 
@@ -139,6 +146,7 @@ class EvaluationReport:
             "robustness_high": self.robustness_interval[1] if self.robustness_interval else None,
             "robustness_reference": self.robustness_reference,
             "by_type": self.by_type(),
+            "pass_rates": [dataclasses.asdict(r) for r in all_pass_rates(self.repeats)],
         }
         return {**figures, **dataclasses.asdict(self)}
 
@@ -196,7 +204,8 @@ def evaluate(
     """
     settings = settings or EvaluationSettings()
     check_games(task_ids, forbidden_task_ids)
-    known = {t.task_id: t for t in played if t.seed == evaluation_seed(seed, t.task_id)}
+    earlier = {(t.task_id, t.seed): t for t in played}
+    known = {t: earlier[t, s] for t in task_ids if (t, s := evaluation_seed(seed, t)) in earlier}
     todo = [
         EpisodeRequest(task_id=t, seed=evaluation_seed(seed, t), sampling=settings.sampling)
         for t in task_ids
@@ -223,7 +232,27 @@ def evaluate(
     if settings.stress and make_env is not None and experts:
         chosen = [experts[t] for t in task_ids if t in experts][: settings.num_stress_games]
         stress = stress_test(collector, chosen, seed, settings.sampling, make_env)
-    return EvaluationReport(games=games, stress=stress, cost=collector.ledger.as_dict())
+    repeats = _repeat(collector, task_ids, seed, earlier, settings)
+    return EvaluationReport(games=games, stress=stress, repeats=repeats, cost=collector.ledger.as_dict())
+
+
+def _repeat(
+    collector: Collector,
+    task_ids: Sequence[str],
+    seed: int,
+    earlier: Mapping[tuple[str, int], Trajectory],
+    settings: EvaluationSettings,
+) -> tuple[GameRepeats, ...]:
+    """Play each game with sampling, as often as asked for; plays that broke do not count."""
+    sampling = dataclasses.replace(settings.sampling, temperature=settings.repeat_temperature)
+    keys = [(t, repeat_seed(seed, t, i)) for t in task_ids for i in range(settings.num_repeats)]
+    todo = [EpisodeRequest(task_id=t, seed=s, sampling=sampling) for t, s in keys if (t, s) not in earlier]
+    found = dict(earlier) | {(e.request.task_id, e.request.seed): e.trajectory for e in collector.run(todo)}
+    played: dict[str, list[bool]] = {}
+    for key in keys:
+        if found[key].status != "error":
+            played.setdefault(key[0], []).append(found[key].won)
+    return tuple(GameRepeats(task_id=t, num_won=sum(won), num_played=len(won)) for t, won in played.items())
 
 
 def _distances(

@@ -6,6 +6,7 @@ against; ``steca_gym.runs`` implements it for the command line.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
@@ -180,9 +181,19 @@ class EvaluationConfig:
     """play the deviated-history stress test as well"""
     num_stress_games: int | None = None
     """most games of it, each played twice; None: all that are evaluated"""
+    num_repeats: int = 0
+    """sampled plays of each game beside the greedy one, for ``pass^k``; 0: none"""
+    repeat_temperature: float = 1.0
+    """of these plays, > 0"""
 
     def __post_init__(self) -> None:
-        """Refuse counts below 1."""
+        """Refuse counts and temperatures that cannot work."""
+        if self.num_repeats < 0:
+            raise ConfigError(f"num_repeats must be >= 0, got {self.num_repeats}")
+        if not 0 < self.repeat_temperature < math.inf:
+            raise ConfigError(
+                f"repeat_temperature must be > 0, got {self.repeat_temperature}; greedy plays of a game are all equal"
+            )
         if self.num_stress_games is not None and self.num_stress_games < 1:
             raise ConfigError(f"num_stress_games must be >= 1, got {self.num_stress_games}")
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from steca_gym import provenance
 from steca_gym.errors import ConfigError, ContaminationError, StorageError, UnknownNameError
-from steca_gym.files import write_atomically
+from steca_gym.files import copy_changed, write_atomically
 from steca_gym.methods.base import Method, make_method
 from steca_gym.methods.context import Record, RunConfig
 from steca_gym.methods.stages import engine_settings, report_broken
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from steca_gym.evaluation import EvaluationReport
     from steca_gym.evaluation.panel import Panel
 
-EVALUATION = "evaluation"
+EVALUATION, REPEAT = "evaluation", "repeat"
 
 
 class Runner:
@@ -407,8 +407,7 @@ class Runner:
             played = [g.task_id for g in report.games]
             panel = self._panel or self._panel_here(played, self._game_seed)
             panel.write(panel_file)
-            text = json.dumps(report.as_dict(), indent=1)
-            write_atomically(file, text)
+            write_atomically(file, json.dumps(report.as_dict(), indent=1))
             entry = {
                 "file": str(file.relative_to(self.folder)),
                 "split": env.eval_split,
@@ -420,11 +419,8 @@ class Runner:
             unfinished = {k: v for k, v in self.state.record.unfinished.items() if k != EVALUATION}
             self.state.update(evaluations={**self.state.record.evaluations, key: entry}, unfinished=unfinished)
             self.tracked.evaluation(report)
-        for latest, kept in (("evaluation.json", file), ("panel.json", panel_file)):
-            if kept.exists():  # evaluations of earlier versions have no panel
-                text = kept.read_text(encoding="utf-8")
-                if not (self.folder / latest).exists() or (self.folder / latest).read_text(encoding="utf-8") != text:
-                    write_atomically(self.folder / latest, text)
+        copy_changed(file, self.folder / "evaluation.json")
+        copy_changed(panel_file, self.folder / "panel.json")  # evaluations of earlier versions have none
         return report
 
     def _evaluate_anew(self, games_key: str) -> EvaluationReport:
@@ -460,22 +456,26 @@ class Runner:
                 context.say(f"  {len(self._twins)} of {len(task_ids)} games read and are solved like a training task")
 
             ids = context.buffer.done(stored)
-            earlier = [t for t in context.buffer.trajectories(kind=EVALUATION) if t.trajectory_id in ids]
+            kept = {k: context.buffer.trajectories(kind=k) for k in (EVALUATION, REPEAT)}
+            earlier = [t for k in kept for t in kept[k] if t.trajectory_id in ids]
             settings = EvaluationSettings(sampling=context.sampling(0.0), **dataclasses.asdict(self.config.evaluation))
-            wins, num_stress = [t.won for t in earlier], 0
+            wins = [t.won for t in kept[EVALUATION] if t.trajectory_id in ids]
+            others = {"stress test": 0, "repeats": 0}
 
             def keep(episode: Episode) -> None:
-                nonlocal num_stress
                 # The stress test's histories are not the agent's own: only whole games are kept.
-                played = episode.trajectory.with_id()
+                played, kind = episode.trajectory.with_id(), ""
                 if episode.request.start is not None or episode.request.script:
-                    num_stress += 1
-                else:
+                    others["stress test"] += 1
+                elif played.seed == seeds[played.task_id]:
+                    kind = EVALUATION
                     wins.append(played.won)
-                    if played.status != "error":
-                        done = (stored, [played.trajectory_id])
-                        context.buffer.add_trajectories([played], kind=EVALUATION, done=done)
-                note = f"stress test: {num_stress} episodes" if num_stress else ""
+                else:
+                    kind = REPEAT
+                    others["repeats"] += 1
+                if kind and played.status != "error":
+                    context.buffer.add_trajectories([played], kind=kind, done=(stored, [played.trajectory_id]))
+                note = ", ".join(f"{name}: {n} episodes" for name, n in others.items() if n)
                 on_progress(len(wins), note, won=sum(wins), num_played=len(wins))
 
             with (

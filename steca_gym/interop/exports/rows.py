@@ -106,7 +106,7 @@ class RunData:
     def _outcome_pairs(self, buffer: CalibrationBuffer) -> Iterator[PreferencePair]:
         # Per task in memory: the best episode of each start. Evaluations are never training data.
         best: dict[tuple[str, str], tuple[float, str, str]] = {}
-        kinds = [k for k in self.kinds if k != "evaluation" or self.kind == "evaluation"]
+        kinds = [k for k in self.kinds if k not in ("evaluation", "repeat") or self.kind == k]
         for kind in kinds:
             for t in buffer.iter_trajectories(kind=kind):
                 start = (t.task_id, t.first_observation)
