@@ -32,8 +32,14 @@ def catches(args):
 
 def spins(args):
     import hashlib
-    print("ready", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # compiled code, minutes long, that looks at no signal
+    lines = ["ready"]
+    while True:
+        try:
+            while lines:
+                print(lines.pop(), flush=True)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # compiled code, minutes long, that looks at no signal
+        except KeyboardInterrupt:
+            pass  # it came before that began
 
 def has_a_child(args):
     import subprocess
