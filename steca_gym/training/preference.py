@@ -77,7 +77,7 @@ class Preference:
         """Train the model in folder ``model`` on the pairs and write the result to ``out``.
 
         The same call after an interruption resumes; after the end it returns the report of the finished training. With
-        several processes (``torchrun``), each calls it with the same arguments.
+        several processes (``accelerate launch``), each calls it with the same arguments.
 
         Raises:
             TrainingError: nothing to train on, or a loss or weights that are not finite; checkpoints are kept.

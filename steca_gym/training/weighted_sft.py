@@ -61,7 +61,7 @@ def train(
     A second call with the same model, samples and settings finds the training done and returns its report. After an
     interruption the same call resumes from the last checkpoint (``settings.save_every_steps``).
 
-    With several processes (``torchrun``), each calls it with the same arguments.
+    With several processes (``accelerate launch`` or ``torchrun``), each calls it with the same arguments.
 
     Args:
         model: a folder or name that transformers loads, or a model, which is then trained in place.
